@@ -1,0 +1,1 @@
+"""Replay reference measurements through the models and report the error."""

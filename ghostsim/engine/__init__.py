@@ -1,0 +1,1 @@
+"""The SimPy core: an integer-picosecond clock, the fluid flow network, probes."""

@@ -1,0 +1,1 @@
+"""Recorders on the probes of a run: utilisation, quantiles, critical path, energy."""

@@ -1,0 +1,1 @@
+"""Selection (what is read and what is lost) and Plan (the bytes that move), with their disk cache."""

@@ -1,0 +1,1 @@
+"""The KEEP / READ algebra: what a policy reads from a trace, and what that costs in quality."""

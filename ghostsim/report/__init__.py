@@ -1,0 +1,1 @@
+"""Plotly figures and HTML pages made from a run folder."""

@@ -1,0 +1,1 @@
+"""Studies of attention and sketches that need no hardware."""

@@ -1,0 +1,1 @@
+"""Grids of scenarios, run in processes, stored so that they can resume."""

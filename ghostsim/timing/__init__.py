@@ -1,0 +1,1 @@
+"""Pure functions of a timing set; nothing here knows the simulation clock."""

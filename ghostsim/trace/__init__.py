@@ -1,0 +1,1 @@
+"""Recorded attention: the format, its checks, composition to long contexts, statistics."""

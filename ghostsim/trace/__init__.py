@@ -1,1 +1,1 @@
-"""Recorded attention: the format, its checks, composition to long contexts, statistics."""
+"""Attention traces: their format, rotary positions, composition to longer contexts, and what a trace holds."""

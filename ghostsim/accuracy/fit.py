@@ -1,0 +1,271 @@
+"""Fits the kernel constants of ``hwmodels/gpu/arch`` to the bundled reference tables.
+
+``python -m ghostsim.accuracy.fit`` rewrites the files. The fit is deterministic: a damped Gauss-Newton search over
+bounded constants from fixed starts, robust against single bad rows, with a weak pull towards typical values that keeps
+constants the rows cannot tell apart from running to their bounds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostsim import bundled
+from ghostsim.accuracy.kernels import COLUMNS, ELEMENT_BYTES, UNITS, family, gpu_parts
+from ghostsim.accuracy.table import Measurement, read, schemas
+from ghostsim.seeding import generator
+from ghostsim.timing.gpu_arch_file import arch_path
+from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
+
+Vector = npt.NDArray[np.float64]
+Model = Callable[[Vector], Vector]
+
+_ROBUST = 0.06
+"""Relative error from which a row counts linearly instead of quadratically."""
+_STARTS = 4
+_STEPS = 60
+_EDGE = 1e-3
+_SLOTS_AND_SPLITS = {
+    ("sm_80", "vllm"): (2, 128),
+    ("sm_80", "sglang"): (1, 128),
+    ("sm_90", "vllm"): (1, 128),
+    ("sm_90", "sglang"): (1, 128),
+    ("sm_90", "trtllm_bf16"): (2, 128),
+    ("sm_90", "trtllm_bf16_mha"): (2, 128),
+    ("sm_90", "trtllm_fp8"): (2, 128),
+    ("sm_90", "trtllm_fp8_mha"): (2, 128),
+    ("sm_100", "vllm"): (2, 16),
+    ("sm_100", "trtllm_bf16"): (2, 16),
+    ("sm_100", "trtllm_fp8"): (2, 16),
+}
+"""Whole-number constants, by trial: 1 or 2 work items per SM, at most 16 or 128 splits."""
+_LIKE = {
+    "sm_80": {"trtllm_bf16": "vllm", "trtllm_fp8": "vllm"},
+    "sm_90": {},
+    "sm_100": {"sglang": "vllm"},
+}
+"""Families without usable rows on an architecture take the constants of another one."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lowest, highest and typical values of the fitted constants, in the order of the dataclass."""
+
+    low: Vector
+    high: Vector
+    typical: Vector
+    ridge: float
+
+
+def _bounds(rows: Sequence[tuple[float, float, float]], ridge: float) -> Bounds:
+    low, high, typical = np.array(rows, dtype=np.float64).T
+    return Bounds(low, high, typical, ridge)
+
+
+_ATTENTION = _bounds(
+    [(1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 20, 1), (0, 30, 6), (0.4, 1, 0.9), (0.3, 6, 2), (0.25, 1.6, 0.9)], 0.003
+)
+_GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.5)], 0.001)
+
+
+def _search(model: Model, values: Vector, bounds: Bounds, path: str) -> Vector:
+    """Return the constants with the least robust relative error over all starts."""
+    random = generator(0, path)
+    starts = [bounds.typical]
+    width = bounds.high - bounds.low
+    starts += [bounds.low + width * random.uniform(0.1, 0.9, len(width)) for _ in range(_STARTS - 1)]
+    return min((_descend(model, values, bounds, start) for start in starts), key=lambda found: found[1])[0]
+
+
+def _descend(model: Model, values: Vector, bounds: Bounds, start: Vector) -> tuple[Vector, float]:
+    """Run damped Gauss-Newton steps on logit-scaled constants; return them with their cost."""
+    width = bounds.high - bounds.low
+
+    def scaled(constants: Vector) -> Vector:
+        share = (constants - bounds.low) / width
+        return np.log((share + _EDGE) / (1 - share + _EDGE))
+
+    def constants(u: Vector) -> Vector:
+        return bounds.low + width * np.clip((1 + 2 * _EDGE) / (1 + np.exp(-u)) - _EDGE, 1e-9, 1 - 1e-9)
+
+    def residuals(u: Vector) -> Vector:
+        return model(constants(u)) / values - 1
+
+    def cost(u: Vector, r: Vector) -> float:
+        return float(np.sum(np.hypot(_ROBUST, r) - _ROBUST) + bounds.ridge * np.sum((u - pull) ** 2))
+
+    pull, u, damping = scaled(bounds.typical), scaled(start), 1e-2
+    r = residuals(u)
+    best = cost(u, r)
+    for _ in range(_STEPS):
+        step = _normal_equations(residuals, u, r, pull, bounds.ridge)
+        for _ in range(8):
+            trial = np.clip(u + step(damping), -7, 7)
+            trial_r = residuals(trial)
+            if (trial_cost := cost(trial, trial_r)) < best:
+                break
+            damping *= 4
+        else:
+            break
+        gain, u, r, best, damping = best - trial_cost, trial, trial_r, trial_cost, max(damping / 3, 1e-8)
+        if gain < 1e-7:
+            break
+    return constants(u), best
+
+
+def _normal_equations(
+    residuals: Model, u: Vector, r: Vector, pull: Vector, ridge: float
+) -> Callable[[float], Vector]:
+    """Return the Gauss-Newton step as a function of the damping."""
+    nudges = 1e-4 * np.eye(len(u))
+    jacobian = np.stack([(residuals(u + nudge) - r) / 1e-4 for nudge in nudges], axis=1)
+    weighted = jacobian / np.hypot(_ROBUST, r)[:, None]
+    matrix = jacobian.T @ weighted + 2 * ridge * np.eye(len(u))
+    gradient = weighted.T @ r + 2 * ridge * (u - pull)
+    diagonal = np.diag(np.diag(matrix) + 1e-6)
+    return lambda damping: np.clip(-np.linalg.solve(matrix + damping * diagonal, gradient), -1.5, 1.5)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Fitted constants with their errors (fractions): on all rows, and on the half they were not fitted to."""
+
+    constants: Vector
+    rows: int
+    fit: tuple[float, float]
+    held_out: tuple[float, float]
+
+
+Build = Callable[[Sequence[Measurement]], Model]
+
+
+def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str) -> Fitted:
+    def solve(part: Sequence[Measurement]) -> Vector:
+        return _search(build(part), _values(part), bounds, path)
+
+    def errors(constants: Vector, part: Sequence[Measurement]) -> Vector:
+        return np.abs(build(part)(constants) / _values(part) - 1)
+
+    constants = _rounded(solve(rows))
+    shuffled = [rows[i] for i in generator(0, path + "/halves").permutation(len(rows))]
+    one, two = shuffled[::2], shuffled[1::2]
+    held_out = np.concatenate([errors(solve(one), two), errors(solve(two), one)])
+    return Fitted(constants, len(rows), _quantiles(errors(constants, rows)), _quantiles(held_out))
+
+
+def _values(rows: Sequence[Measurement]) -> Vector:
+    return np.array([row.value for row in rows])
+
+
+def _rounded(constants: Vector) -> Vector:
+    return np.array([float(f"{value:.3g}") for value in constants])
+
+
+def _quantiles(errors: Vector) -> tuple[float, float]:
+    return float(np.quantile(errors, 0.5)), float(np.quantile(errors, 0.9))
+
+
+def _attention_model(whole: tuple[int, int]) -> Build:
+    """Return the attention model with the whole-number constants `whole`."""
+
+    def build(rows: Sequence[Measurement]) -> Model:
+        shapes = [(gpu_parts()[row.part].spec, _attention_shape(row)) for row in rows]
+        return lambda x: np.array(
+            [decode_attention_us(spec, AttentionParams(*x, *whole), *shape) for spec, shape in shapes]
+        )
+
+    return build
+
+
+def _attention_shape(row: Measurement) -> tuple[Any, ...]:
+    heads, rest = ("q_heads", "kv_heads", "head_dim"), ("batch", "kv_len")
+    size = ELEMENT_BYTES[row.row["kv_dtype"]]
+    return (*(int(row.row[name]) for name in heads), size, *(int(row.row[name]) for name in rest))
+
+
+def _gemm_model(rows: Sequence[Measurement]) -> Model:
+    shapes = [
+        (gpu_parts()[row.part].spec, *(int(row.row[name]) for name in "mnk"), ELEMENT_BYTES[row.row["dtype"]])
+        for row in rows
+    ]
+    return lambda x: np.array([gemm_us(spec, GemmParams(*x), *shape) for spec, *shape in shapes])
+
+
+def _by_family(rows: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    """Group attention rows by architecture and family; one query head per KV head is a kernel of its own if fitted."""
+    groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _SLOTS_AND_SPLITS}
+    for row in rows:
+        arch, name = gpu_parts()[row.part].architecture, family(row.row)
+        own = (arch, f"{name}_mha")
+        groups[own if own in groups and row.row["q_heads"] == row.row["kv_heads"] else (arch, name)].append(row)
+    return groups
+
+
+def fit_attention(rows: Sequence[Measurement]) -> dict[tuple[str, str], Fitted]:
+    """Fit every attention family; the kernels of few rows are pulled towards their sibling's constants."""
+    found: dict[tuple[str, str], Fitted] = {}
+    for key, group in _by_family(rows).items():
+        bounds, (arch, name) = _ATTENTION, key
+        if name.endswith("_mha"):
+            sibling = found[arch, name.removesuffix("_mha")].constants
+            bounds = Bounds(bounds.low, bounds.high, np.clip(sibling, bounds.low, bounds.high), 0.01)
+        found[key] = _fit(group, _attention_model(_SLOTS_AND_SPLITS[key]), bounds, f"attention/{arch}/{name}")
+    return found
+
+
+def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
+    """Fit the GEMM of every architecture."""
+    groups: dict[str, list[Measurement]] = {}
+    for row in rows:
+        groups.setdefault(gpu_parts()[row.part].architecture, []).append(row)
+    return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}") for arch, group in groups.items()}
+
+
+def _block_lines(name: str, params: AttentionParams | GemmParams, fitted: Fitted, table: str) -> list[str]:
+    values = dict(zip((field.name for field in fields(params)), astuple(params), strict=True))
+    lines = [f"  {name}:"]
+    for key, value in values.items():
+        is_time = key.endswith("_us")
+        lines.append(f'    {key.removesuffix("_us")}: "{value:g} us"' if is_time else f"    {key}: {value:g}")
+    errors = "{:.1f} / {:.1f} %"
+    fit, held_out = (errors.format(*(100 * share for share in pair)) for pair in (fitted.fit, fitted.held_out))
+    source = (
+        f"fitted by ghostsim.accuracy.fit on {fitted.rows} rows of hwmodels/reference/{table}; "
+        f"median / p90 error {fit}, on the half not fitted to {held_out}"
+    )
+    return [*lines, f'    source: "{source}"', "    confidence: derived"]
+
+
+def arch_text(
+    arch: str, attention: Mapping[tuple[str, str], Fitted], gemm: Mapping[str, Fitted]
+) -> str:
+    """Return the YAML file of architecture `arch`."""
+    lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", "attention:"]
+    for (owner, name), fitted in attention.items():
+        if owner == arch:
+            params = AttentionParams(*fitted.constants, *_SLOTS_AND_SPLITS[owner, name])
+            lines += _block_lines(name, params, fitted, "gpu_decode_attention.csv")
+    for name, like in _LIKE[arch].items():
+        lines += [f"  {name}:", f"    like: {like}", '    source: "no usable rows"', "    confidence: assumed"]
+    lines += ["gemm:", *_block_lines("dense", GemmParams(*gemm[arch].constants), gemm[arch], "gpu_gemm.csv")]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Fit and rewrite the files."""
+    folder = bundled.folder("hwmodels") / "reference"
+    known = schemas(COLUMNS, UNITS)
+    attention = fit_attention(read(folder / "gpu_decode_attention.csv", known))
+    gemm = fit_gemm(read(folder / "gpu_gemm.csv", known))
+    for arch in gemm:
+        arch_path(arch).write_text(arch_text(arch, attention, gemm), encoding="utf-8")
+        sys.stderr.write(f"{arch_path(arch)}\n")
+
+
+if __name__ == "__main__":
+    main()

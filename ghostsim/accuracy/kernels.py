@@ -1,0 +1,147 @@
+"""The accuracy probes of GPU kernels and of UPMEM's MRAM DMA."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from ghostsim import bundled
+from ghostsim.accuracy.table import Row
+from ghostsim.timing.gpu_arch_file import GpuArch, load_arch
+from ghostsim.timing.gpu_kernels import GpuSpec, decode_attention_us, gemm_us
+from ghostsim.timing.upmem import UPMEM_350MHZ, mram_dma_cycles
+from ghostsim.units import BANDWIDTH, BYTES, FLOP_RATE
+
+ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
+FRAMEWORKS = ("vllm", "sglang", "trtllm")
+DPUS = {"UPMEM_DPU_350MHz": UPMEM_350MHZ}
+
+
+@dataclass(frozen=True)
+class GpuPart:
+    """A GPU known by its datasheet; its kernels' constants are those of its architecture."""
+
+    spec: GpuSpec
+    architecture: str
+
+    @property
+    def arch(self) -> GpuArch:
+        """The kernel constants."""
+        return load_arch(self.architecture)
+
+
+@cache
+def gpu_parts() -> Mapping[str, GpuPart]:
+    """Return the GPUs of ``hwmodels/reference/gpu_specs.csv`` by every name they go by."""
+    path = bundled.folder("hwmodels") / "reference" / "gpu_specs.csv"
+    quantities: dict[str, dict[str, str]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            text = row["value"] if row["unit"] == "-" else f"{row['value']} {row['unit']}"
+            quantities.setdefault(row["part"], {})[row["quantity"]] = text
+    return {name: _gpu_part(quantities[found.get("same_as", name)]) for name, found in quantities.items()}
+
+
+def _gpu_part(found: Mapping[str, str]) -> GpuPart:
+    spec = GpuSpec(
+        sms=int(found["sms"]),
+        peak_flops=FLOP_RATE.parse(found["dense_bf16"]),
+        hbm_bytes_per_s=BANDWIDTH.parse(found["hbm_bandwidth"]),
+        l2_bytes=int(BYTES.parse(found["l2"])),
+    )
+    return GpuPart(spec, found["architecture"])
+
+
+def family(row: Row) -> str:
+    """Return the kernel family of a decode-attention row: framework without version, TensorRT-LLM by KV type."""
+    name = _one_of(row, "framework", FRAMEWORKS, row["framework"].split(" ")[0])
+    return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}" if name == "trtllm" else name
+
+
+def attention_us(row: Row) -> float:
+    """Predict the microseconds of a decode-attention row."""
+    gpu = gpu_parts()[row["part"]]
+    _one_of(row, "warm_l2", ("yes", "no"), row["warm_l2"])
+    q_heads, kv_heads = _heads(row)
+    return decode_attention_us(
+        gpu.spec,
+        gpu.arch.attention_params(family(row), q_heads, kv_heads),
+        q_heads,
+        kv_heads,
+        _count(row, "head_dim"),
+        ELEMENT_BYTES[_one_of(row, "kv_dtype", tuple(ELEMENT_BYTES), row["kv_dtype"])],
+        _count(row, "batch"),
+        _count(row, "kv_len"),
+    )
+
+
+def _heads(row: Row) -> tuple[int, int]:
+    q_heads, kv_heads = _count(row, "q_heads"), _count(row, "kv_heads")
+    if q_heads % kv_heads:
+        raise FieldError("q_heads", f"a multiple of kv_heads {kv_heads}")
+    return q_heads, kv_heads
+
+
+def dense_us(row: Row) -> float:
+    """Predict the microseconds of a GEMM row."""
+    gpu = gpu_parts()[row["part"]]
+    size = ELEMENT_BYTES[_one_of(row, "dtype", tuple(ELEMENT_BYTES), row["dtype"])]
+    return gemm_us(gpu.spec, gpu.arch.gemm["dense"], _count(row, "m"), _count(row, "n"), _count(row, "k"), size)
+
+
+def mram_cycles(row: Row) -> float:
+    """Predict the DPU cycles of an MRAM DMA row."""
+    spec = replace(DPUS[row["part"]], tasklets=_count(row, "tasklets"))
+    nbytes = _count(row, "transfer_bytes")
+    if nbytes % 8 or not 8 <= nbytes <= 2048:
+        raise FieldError("transfer_bytes", "a multiple of 8 from 8 to 2048")
+    return mram_dma_cycles(spec, _one_of(row, "op", ("read", "write", "copy"), row["op"]), nbytes)
+
+
+class FieldError(ValueError):
+    """A field holds a value that the probe does not know."""
+
+    def __init__(self, column: str, expected: str) -> None:
+        super().__init__(column, expected)
+        self.column, self.expected = column, expected
+
+
+def _one_of(row: Row, column: str, known: tuple[str, ...], name: str) -> str:
+    if name not in known or not row[column]:
+        raise FieldError(column, f"one of {', '.join(known)}")
+    return name
+
+
+def _count(row: Row, column: str) -> int:
+    number = int(row[column])
+    if number < 1:
+        raise FieldError(column, "at least 1")
+    return number
+
+
+PROBES: Mapping[str, Callable[[Row], float]] = {
+    "gpu_decode_attention": attention_us,
+    "gpu_gemm": dense_us,
+    "upmem_mram_dma": mram_cycles,
+}
+COLUMNS: Mapping[str, Mapping[str, type]] = {
+    "gpu_decode_attention": {
+        "framework": str,
+        "q_heads": int,
+        "kv_heads": int,
+        "head_dim": int,
+        "kv_dtype": str,
+        "batch": int,
+        "kv_len": int,
+        "warm_l2": str,
+    },
+    "gpu_gemm": {"dtype": str, "m": int, "n": int, "k": int},
+    "upmem_mram_dma": {"op": str, "tasklets": int, "transfer_bytes": int},
+}
+UNITS: Mapping[str, str] = {
+    "gpu_decode_attention": "us",
+    "gpu_gemm": "us",
+    "upmem_mram_dma": "DPU cycles per loop iteration",
+}

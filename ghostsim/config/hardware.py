@@ -1,0 +1,460 @@
+"""Hardware parts and the platforms that wire them.
+
+Every number carries a unit, a source and a confidence (`ghostsim.config.base.Block`). DRAM timing parameters
+keep their JEDEC names and are written as durations or as clock cycles (``"8 nCK"``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, get_args
+
+import networkx as nx
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+
+from ghostsim.config.base import Block, Count, Fraction, Number, Text
+from ghostsim.units import (
+    DURATION,
+    Bandwidth,
+    Bytes,
+    Cost,
+    Duration,
+    Energy,
+    EnergyPerBit,
+    FlopRate,
+    Frequency,
+    MacRate,
+    Power,
+    TransferRate,
+)
+
+Tier = Literal["hbm", "dram", "cxl", "pim", "ssd"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError(f"found {value:g}, expected a value above zero")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise ValueError(f"found {value:g}, expected a value of at least zero")
+    return value
+
+
+PositiveBandwidth = Annotated[Bandwidth, AfterValidator(_positive)]
+PositiveBytes = Annotated[Bytes, AfterValidator(_positive)]
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+Delay = Annotated[Duration, AfterValidator(_not_negative)]
+PositiveFrequency = Annotated[Frequency, AfterValidator(_positive)]
+PositiveRate = Annotated[TransferRate, AfterValidator(_positive)]
+PositiveMacs = Annotated[MacRate, AfterValidator(_positive)]
+PositiveFlops = Annotated[FlopRate, AfterValidator(_positive)]
+BitEnergy = Annotated[EnergyPerBit, AfterValidator(_not_negative)]
+OpEnergy = Annotated[Energy, AfterValidator(_not_negative)]
+Watts = Annotated[Power, AfterValidator(_not_negative)]
+Dollars = Annotated[Cost, AfterValidator(_not_negative)]
+
+_CYCLES = re.compile(r"^(\d+) nCK$")
+
+
+def _jedec(value: Any) -> tuple[str, int]:
+    """Read a timing parameter: cycles as ("nCK", n), a duration as ("ps", n)."""
+    found = _CYCLES.match(value) if isinstance(value, str) else None
+    if found:
+        return ("nCK", int(found[1]))
+    if isinstance(value, tuple):
+        return value
+    try:
+        picoseconds = int(DURATION.parse(value))
+    except ValueError:
+        message = f"found {value!r}, expected a duration or clock cycles, e.g. '14.16 ns' or '8 nCK'"
+        raise ValueError(message) from None
+    return ("ps", int(_not_negative(picoseconds)))
+
+
+def _jedec_text(value: tuple[str, int]) -> str:
+    return f"{value[1]} nCK" if value[0] == "nCK" else DURATION.format(value[1])
+
+
+Jedec = Annotated[
+    tuple[str, int],
+    BeforeValidator(_jedec),
+    PlainSerializer(_jedec_text, when_used="json"),
+    WithJsonSchema({"type": "string", "examples": ["14.16 ns", "8 nCK"]}),
+]
+"""A JEDEC timing parameter: a duration in ps or a number of clock cycles."""
+
+
+class Part(Block):
+    """What every catalogue file has."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: Text
+    summary: Text = "part"
+    cost: Dollars | None = None
+
+
+# --- memories ------------------------------------------------------------------------------------------------
+
+
+class DramTimings(Block):
+    """The JEDEC timing set of one channel."""
+
+    tCK: PositiveDuration | None = None
+    """Clock; none takes two transfers per clock at the data rate."""
+    nBL: Count
+    tCL: Jedec
+    tCWL: Jedec
+    tRCD: Jedec
+    tRCD_WR: Jedec | None = None
+    tRP: Jedec
+    tRAS: Jedec
+    tRC: Jedec
+    tWR: Jedec
+    tRTP: Jedec
+    tCCD_S: Jedec
+    tCCD_L: Jedec
+    tCCD_S_WR: Jedec | None = None
+    tCCD_L_WR: Jedec | None = None
+    tCCD_R: Jedec | None = None
+    tRRD_S: Jedec
+    tRRD_L: Jedec
+    tWTR_S: Jedec
+    tWTR_L: Jedec
+    tRTW: Jedec | None = None
+    tFAW: Jedec
+    tPPD: Jedec | None = None
+    tCS: Jedec | None = None
+    tRFC: Jedec
+    tREFI: Jedec
+
+
+class DramGeometry(Block):
+    """How one channel is divided."""
+
+    access_bytes: Count
+    subchannels: Count = 1
+    ranks: Count
+    pseudochannels: Count = 1
+    stack_ids: Count = 1
+    bankgroups: Count
+    banks_per_group: Count
+    rows: Count
+    row_bytes: Count
+    read_queue: Count = 32
+    write_queue: Count = 32
+
+
+class Dram(Part):
+    """A DRAM channel: standard, speed bin, timing set and geometry."""
+
+    kind: Literal["dram"]
+    standard: Literal["DDR4", "DDR5", "LPDDR5", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"]
+    data_rate: PositiveRate
+    timing: DramTimings
+    geometry: DramGeometry
+    energy: BitEnergy | None = None
+    """Energy per bit moved, device and PHY."""
+
+
+class Memory(Block):
+    """Channels of one DRAM part behind one controller."""
+
+    dram: Dram
+    channels: Count
+    """Channels of the DRAM part; a pseudo-channel belongs to its channel."""
+    capacity: PositiveBytes
+    efficiency: Fraction = 1.0
+    """Share of the DRAM's own bandwidth that the controller and its fabric pass on."""
+    latency: Delay
+    """From the requester to the DRAM controller and back, without the DRAM's own time."""
+
+
+# --- processors ----------------------------------------------------------------------------------------------
+
+
+class CopyEngines(Block):
+    """DMA engines of a GPU."""
+
+    count: Count
+    bandwidth: PositiveBandwidth
+    """What one engine moves at most."""
+    start: Delay
+    """From doorbell to first byte."""
+    descriptor: Delay
+    """Issue interval of one fragment of a gather, per engine."""
+    window: PositiveBytes
+    """Bytes that all engines keep outstanding."""
+
+
+class Gpu(Part):
+    """A GPU with its HBM."""
+
+    kind: Literal["gpu"]
+    architecture: Literal["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
+    sms: Count
+    tensor: PositiveFlops
+    """Dense bf16 rate."""
+    vector_macs: PositiveMacs
+    """Rate at which the SMs score sketches and quantised keys."""
+    l2: PositiveBytes
+    memory: Memory
+    launch: Delay
+    """Launch to launch time of a small kernel inside a graph."""
+    attention_kernels: Literal["vllm", "sglang", "trtllm_bf16", "trtllm_fp8"]
+    copy_engines: CopyEngines
+    read_window: PositiveBytes
+    """Bytes of reads of other memories that the SMs keep outstanding."""
+    select: PositiveMacs
+    """Scores per second that the selection kernel (histogram, threshold, compaction) passes."""
+    static: Watts
+    compute_energy: OpEnergy
+    """Energy of one bf16 floating-point operation."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of HBM."""
+        return self.memory.capacity
+
+
+class HostCpu(Part):
+    """A host processor with its memory and root complex."""
+
+    kind: Literal["host_cpu"]
+    cores: Count
+    memory: Memory
+    root_complex: PositiveBandwidth
+    """What the root complex passes between two devices below it."""
+    forward: Delay
+    """What the root complex adds to a device-to-device read."""
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of host memory."""
+        return self.memory.capacity
+
+
+class Filter(Block):
+    """A near-memory engine that scores index records and returns what survives."""
+
+    macs: PositiveMacs
+    sram: PositiveBytes
+    media_bandwidth: PositiveBandwidth
+    """Its own port to the media."""
+    start: Delay
+    """From the arrival of a query to the first record read."""
+    energy: OpEnergy
+    """Energy of one multiply-accumulate."""
+
+
+class CxlExpander(Part):
+    """A CXL Type-3 memory expander."""
+
+    kind: Literal["cxl_expander"]
+    controller: Delay
+    """Round trip through port and controller, without link and media."""
+    memory: Memory
+    filter: Filter | None = None
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of expander memory."""
+        return self.memory.capacity
+
+
+class Upmem(Part):
+    """UPMEM DIMMs: DRAM processing units beside 64 MiB of MRAM each."""
+
+    kind: Literal["upmem"]
+    ranks: Count
+    dpus_per_rank: Count
+    clock: PositiveFrequency
+    tasklets: Count
+    mram: PositiveBytes
+    """MRAM of one DPU."""
+    wram: PositiveBytes
+    dma_alpha: Count
+    """Cycles of an MRAM read before the first byte."""
+    dma_bytes_per_cycle: Annotated[Number, Field(gt=0)]
+    launch: Delay
+    """Host time to start a kernel on all ranks and to see it end."""
+    parallel_to_dpu: PositiveBandwidth
+    """Host to all DPUs of one rank, different data."""
+    parallel_from_dpu: PositiveBandwidth
+    broadcast: PositiveBandwidth
+    """Host to all DPUs of one rank, the same data."""
+    dpu_power: Watts
+    """Power of one rank while its DPUs run."""
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of MRAM over all ranks."""
+        return self.ranks * self.dpus_per_rank * self.mram
+
+
+class Nvme(Part):
+    """An NVMe solid-state drive."""
+
+    kind: Literal["nvme"]
+    flash: PositiveBytes
+    channels: Count
+    dies_per_channel: Count
+    page: PositiveBytes
+    read: PositiveDuration
+    """Array read time of one page (tR)."""
+    program: PositiveDuration
+    """Array program time of one page (tPROG)."""
+    channel_bandwidth: PositiveBandwidth
+    command_rate: Count
+    """Commands per second that the controller accepts."""
+    overhead: Delay
+    """Host software, doorbell and completion of one command."""
+    queue_pairs: Count
+    queue_depth: Count
+    energy: BitEnergy
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of flash."""
+        return self.flash
+
+
+class Switch(Part):
+    """A CXL or PCIe switch: a hop that adds latency."""
+
+    kind: Literal["switch"]
+    ports: Count
+    hop: Delay
+    """One way through the switch."""
+    bandwidth: PositiveBandwidth
+    """What its fabric passes in one direction."""
+    static: Watts
+
+
+# --- links ---------------------------------------------------------------------------------------------------
+
+
+class Link(Part):
+    """A point-to-point link of `width` lanes."""
+
+    kind: Literal["link"]
+    protocol: Literal["pcie", "cxl", "nvlink", "on_package", "ddr"]
+    rate: PositiveRate
+    """Transfers per second and lane."""
+    width: Count
+    """Lanes (bits per transfer and direction)."""
+    encoding: Annotated[Fraction, Field(gt=0)]
+    """Share of the raw rate left by line coding, FEC and CRC."""
+    flit: Literal["none", "68B", "256B"] = "none"
+    mps: Bytes | None = None
+    """Maximum payload of a TLP (PCIe)."""
+    mrrs: Bytes | None = None
+    """Maximum read request of a TLP (PCIe)."""
+    bandwidth: PositiveBandwidth | None = None
+    """Measured data bandwidth per direction, if it is known; must not exceed the raw rate."""
+    latency: Delay
+    """One way through PHY, link and port."""
+    energy: BitEnergy | None = None
+
+    @property
+    def raw(self) -> float:
+        """Raw bytes per second and direction."""
+        return self.rate * self.width / 8
+
+    @model_validator(mode="after")
+    def _within_raw_rate(self) -> Link:
+        if self.bandwidth is not None and self.bandwidth > self.raw:
+            raise ValueError(
+                f"found a bandwidth of {self.bandwidth / 1e9:g} GB/s, expected at most the raw rate of the link, "
+                f"{self.raw / 1e9:g} GB/s ({self.width} lanes)"
+            )
+        if self.protocol == "pcie" and (self.mps is None or self.mrrs is None):
+            raise ValueError("found a PCIe link without mps and mrrs, expected both, e.g. mps: 256 B, mrrs: 512 B")
+        return self
+
+
+class PlatformLink(Link):
+    """A link between two devices of a platform."""
+
+    between: tuple[Text, Text]
+
+
+Device = Annotated[
+    Gpu | HostCpu | CxlExpander | Upmem | Nvme | Switch,
+    Field(discriminator="kind"),
+]
+AnyPart = Annotated[
+    Gpu | HostCpu | CxlExpander | Upmem | Nvme | Switch | Dram | Link,
+    Field(discriminator="kind"),
+]
+
+_TIER_KINDS = {"hbm": "gpu", "dram": "host_cpu", "cxl": "cxl_expander", "pim": "upmem", "ssd": "nvme"}
+
+
+class Platform(Block):
+    """Devices, the links between them, and which device serves which tier."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    kind: Literal["platform"]
+    name: Text
+    summary: Text = "platform"
+    devices: dict[Text, Device]
+    links: dict[Text, PlatformLink]
+    tiers: dict[Tier, tuple[Text, ...]]
+
+    @model_validator(mode="after")
+    def _wired(self) -> Platform:
+        self._check_names()
+        graph = self.graph()
+        if "hbm" not in self.tiers:
+            raise ValueError("found no hbm tier, expected one, e.g. tiers: {hbm: [gpu0]}")
+        gpu = self.tiers["hbm"][0]
+        for tier, names in self.tiers.items():
+            for name in names:
+                if not nx.has_path(graph, gpu, name):
+                    raise ValueError(f"found tier {tier} on {name}, which no link reaches from {gpu}, expected a path")
+        return self
+
+    def _check_names(self) -> None:
+        for name, link in self.links.items():
+            if name in TIERS:
+                raise ValueError(f"found a link named {name}, expected a name that is not a tier ({', '.join(TIERS)})")
+            for end in link.between:
+                if end not in self.devices:
+                    raise ValueError(f"found link {name} to {end!r}, expected a device: {', '.join(self.devices)}")
+        for tier, names in self.tiers.items():
+            kind = _TIER_KINDS[tier]
+            fitting = [name for name, device in self.devices.items() if device.kind == kind]
+            if not names:
+                raise ValueError(f"found no device for tier {tier}, expected at least one of kind {kind}")
+            for name in names:
+                if name not in fitting:
+                    choice = ", ".join(fitting) or "none is here"
+                    raise ValueError(f"found {name!r} for tier {tier}, expected a device of kind {kind}: {choice}")
+
+    def graph(self) -> nx.Graph[str]:
+        """Return devices as nodes and links as edges with their name and one-way latency in ps."""
+        graph: nx.Graph[str] = nx.Graph()
+        graph.add_nodes_from(self.devices)
+        for name, link in self.links.items():
+            graph.add_edge(*link.between, link=name, latency_ps=link.latency)
+        return graph
+
+    def tier_capacity(self, tier: Tier) -> int:
+        """Bytes of a tier over all its devices."""
+        devices = (self.devices[name] for name in self.tiers.get(tier, ()))
+        return sum(device.capacity for device in devices if not isinstance(device, Switch))
+
+
+def cycles(value: tuple[str, int], clock_ps: float) -> int:
+    """Convert a JEDEC timing parameter to clock cycles, rounding up as JEDEC does (a 1 % rounding tolerance)."""
+    unit, number = value
+    return number if unit == "nCK" else max(0, math.ceil(number / clock_ps - 0.01))

@@ -1,0 +1,104 @@
+"""A scenario: one model, one platform, one workload, and the runs that are compared on them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ghostsim.config.base import Count, Strict, Text, Whole
+from ghostsim.config.hardware import Platform, Tier
+from ghostsim.config.model import Model
+from ghostsim.config.policy import Policy
+
+Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9_.\-]+)\s*(<=|>=|==|<|>)\s*([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)\s*$")
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Workload(Strict):
+    """What is decoded: recorded attention, composed to `context` tokens, for `batch` requests."""
+
+    trace: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """Trace names or folders; request r takes entry r mod n."""
+    context: Count | None = None
+    """Tokens in the cache before step 0; none takes the recorded trace as it is."""
+    batch: Count | Literal["fits"] = 1
+    """Requests decoded together; `fits` takes the largest batch whose KV and weights fit their tiers."""
+    steps: Count | None = None
+    """Decode steps; none takes all that were recorded."""
+    shape: Literal["model", "trace"] = "model"
+    """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
+
+
+class Run(Strict):
+    """One policy, placed on one platform."""
+
+    policy: Policy
+    model: Model
+    platform: Platform
+    workload: Workload
+    kv_tier: Tier = "hbm"
+    """Where KV outside the pins lives."""
+    index_tier: Tier = "hbm"
+    """Where the index that the policy scans lives."""
+    filter: Site = "gpu"
+    """What scans the index, if the policy has one."""
+    fetch: Literal["dma", "zero_copy"] = "dma"
+    """How survivors reach the GPU: by copy engine into HBM, or read in place by the SMs."""
+    chunks: Count = 1
+    """Pieces in which a filter near memory hands over the survivors of one request."""
+    result: Literal["ids", "bitmap"] = "bitmap"
+    """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record."""
+
+    @model_validator(mode="after")
+    def _filter_sits_at_the_index(self) -> Run:
+        if self.policy.read.score is None:
+            return self
+        tiers = {"gpu": ("hbm",), "cpu": ("dram",)}.get(self.filter, (self.filter,))
+        if self.index_tier not in tiers:
+            raise ValueError(
+                f"found filter {self.filter} for an index in {self.index_tier}, "
+                f"expected index_tier: {' or '.join(tiers)} for that filter"
+            )
+        return self
+
+
+class Scenario(Strict):
+    """What one `ghostsim run` does."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: Label
+    summary: Text = "scenario"
+    seed: Whole = 1
+    model: Model
+    platform: Platform
+    workload: Workload
+    baseline: tuple[Label, ...] = ()
+    runs: Annotated[dict[Label, Run], Field(min_length=1)]
+    require: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Scenario:
+        for label in self.baseline:
+            if label not in self.runs:
+                raise ValueError(f"found baseline {label!r}, expected one of the runs {', '.join(self.runs)}")
+        for bound in self.require:
+            _check_requirement(bound, tuple(self.runs))
+        return self
+
+
+def _check_requirement(bound: str, labels: tuple[str, ...]) -> None:
+    found = REQUIREMENT.match(bound)
+    if found is None:
+        raise ValueError(
+            f"found the requirement {bound!r}, expected PATH OP NUMBER, "
+            "e.g. 'ghostkv_cxl.quality.lost_mass.max <= 0.01'"
+        )
+    if found[1].split(".")[0] not in labels:
+        raise ValueError(f"found the requirement {bound!r}, expected it to start with a run: {', '.join(labels)}")

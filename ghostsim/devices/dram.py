@@ -1,0 +1,123 @@
+"""DRAM behind one controller: the media of HBM stacks, host memory and CXL expanders alike.
+
+A medium is two resources, because streams and scattered records meet different limits: the data bus, at its
+raw rate, and the activation budget (tFAW, tRRD, banks, queue). What a pattern reaches on each comes from the
+bank model in `ghostsim.timing.dram`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ghostsim.config.hardware import Dram, Memory, cycles
+from ghostsim.devices.leg import Leg
+from ghostsim.engine.network import Network
+from ghostsim.timing import dram
+from ghostsim.timing.cache import cached
+from ghostsim.timing.dram import Pattern
+from ghostsim.timing.dram_timing import DramTiming
+
+_OUTSTANDING = 256
+_LONGEST_RECORD = 4096
+_SHORTEST_RECORD = 64
+_PS_PER_NS = 1000
+
+
+def timing_of(part: Dram) -> DramTiming:
+    """Convert a catalogue part to the bank model's timing set, in clock cycles."""
+    timing, geometry = part.timing, part.geometry
+    clock_ps = timing.tCK or 2e12 / part.data_rate
+    optional = {
+        f"n{name[1:]}": cycles(value, clock_ps)
+        for name in ("tCCD_S_WR", "tCCD_L_WR", "tCCD_R", "tRTW", "tPPD", "tCS")
+        if (value := getattr(timing, name)) is not None
+    }
+    required = {
+        f"n{name[1:]}": cycles(getattr(timing, name), clock_ps)
+        for name in ("tCL", "tCWL", "tRP", "tRAS", "tRC", "tWR", "tRTP", "tCCD_S", "tCCD_L", "tRRD_S", "tRRD_L",
+                     "tWTR_S", "tWTR_L", "tFAW", "tRFC", "tREFI")
+    }  # fmt: skip
+    return DramTiming(
+        standard=part.standard,
+        tCK_ps=clock_ps,
+        nBL=timing.nBL,
+        nRCD_RD=cycles(timing.tRCD, clock_ps),
+        nRCD_WR=cycles(timing.tRCD_WR or timing.tRCD, clock_ps),
+        **required,
+        **optional,
+        access_bytes=geometry.access_bytes,
+        subchannels=geometry.subchannels,
+        ranks=geometry.ranks,
+        pseudochannels=geometry.pseudochannels,
+        stack_ids=geometry.stack_ids,
+        bankgroups=geometry.bankgroups,
+        banks_per_group=geometry.banks_per_group,
+        rows=geometry.rows,
+        row_bytes=geometry.row_bytes,
+    )
+
+
+def channel_bandwidth(part: Dram, pattern: Pattern) -> float:
+    """Return what one channel gives a pattern at saturation, bytes/s, from the bank model (cached on disk)."""
+    timing, geometry = timing_of(part), part.geometry
+
+    def compute() -> float:
+        return dram.saturated_bandwidth(
+            timing, pattern, outstanding=_OUTSTANDING, read_queue=geometry.read_queue, write_queue=geometry.write_queue
+        )
+
+    key = {
+        "probe": "bandwidth", "timing": vars(timing), "pattern": vars(pattern), "outstanding": _OUTSTANDING,
+        "read_queue": geometry.read_queue, "write_queue": geometry.write_queue,
+    }  # fmt: skip
+    return float(cached(key, compute))
+
+
+def idle_latency_ps(part: Dram) -> int:
+    """Return the unloaded latency of one line, from the controller's queue to data."""
+    timing = timing_of(part)
+    key = {"probe": "idle_latency", "timing": vars(timing)}
+    return round(float(cached(key, lambda: dram.idle_latency_ns(timing))) * _PS_PER_NS)
+
+
+def _record_size(piece_bytes: float) -> int:
+    """Round a piece to a power of two that the bank model is asked for."""
+    exponent = round(math.log2(max(_SHORTEST_RECORD, min(_LONGEST_RECORD, piece_bytes))))
+    return int(2**exponent)
+
+
+class DramMedia:
+    """Channels of one DRAM part, as the resources `NAME.bus` and `NAME.activations`."""
+
+    def __init__(self, network: Network, name: str, memory: Memory) -> None:
+        self.memory = memory
+        self.part = memory.dram
+        timing = timing_of(memory.dram)
+        self.peak = memory.channels * memory.efficiency * dram.peak_bandwidth(timing)
+        self.bus = network.resource(f"{name}.bus", self.peak)
+        self.activation_rate = memory.channels * dram.activation_rate(timing)
+        self.activations = network.resource(f"{name}.activations", self.activation_rate)
+        self.latency_ps = memory.latency + idle_latency_ps(memory.dram)
+
+    def bandwidth(self, pattern: Pattern, records: int = 0) -> float:
+        """Return what all channels give a pattern: a gather ends with its fullest channel."""
+        spread = dram.channel_imbalance(records, self.memory.channels) if records else 1.0
+        whole = self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
+        return float(whole / spread)
+
+    def stream(self, write_share: float = 0.0) -> Leg:
+        """Return the cost of a long run of consecutive bytes."""
+        reached = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 1.0 - write_share))
+        return Leg(((self.bus, max(1.0, self.peak / reached)),), self.latency_ps)
+
+    def gather(self, piece_bytes: float, records: int, *, write: bool = False) -> Leg:
+        """Return the cost of scattered pieces: bus time for whole bursts, the rest on the activation budget."""
+        if piece_bytes > _LONGEST_RECORD:
+            return self.stream(write_share=1.0 if write else 0.0)
+        access = self.part.geometry.access_bytes
+        moved = math.ceil(piece_bytes / access) * access / piece_bytes
+        size = _record_size(piece_bytes)
+        reached = self.bandwidth(Pattern("random", size, 0.0 if write else 1.0), records)
+        stream = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 0.0 if write else 1.0))
+        bus = moved * max(1.0, self.peak / stream)
+        return Leg(((self.bus, bus), (self.activations, moved * self.activation_rate / reached)), self.latency_ps)

@@ -1,0 +1,107 @@
+"""The GPU: kernels on tensor cores, vector units and HBM, and its reads of other memories."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ghostsim.config.hardware import Gpu
+from ghostsim.config.model import Model
+from ghostsim.devices.dma_engine import DmaEngine
+from ghostsim.devices.hbm import Hbm
+from ghostsim.devices.job import Job, Part
+from ghostsim.devices.leg import Leg, rounded
+from ghostsim.engine.network import Network
+from ghostsim.timing.gpu_arch_file import load_arch
+from ghostsim.timing.gpu_kernels import GemmSplit, GpuSpec, KernelSplit, attention_split, gemm_split
+
+_PS_PER_S = 1e12
+_BYTES_PER_SM = 32 * 1024
+"""Reads that one SM keeps outstanding in HBM; only its ratio to other requesters' windows matters."""
+
+
+class GpuDevice:
+    """A GPU as resources (`NAME.tensor`, `.vector`, `.select`, `.read_window`), its HBM and its copy engines."""
+
+    def __init__(self, network: Network, name: str, part: Gpu) -> None:
+        self.network, self.name, self.part = network, name, part
+        self.hbm = Hbm(network, f"{name}.hbm", part.memory)
+        self.dma = DmaEngine(network, name, part.copy_engines)
+        self.tensor = network.resource(f"{name}.tensor", part.tensor)
+        self.vector = network.resource(f"{name}.vector", part.vector_macs)
+        self.select_unit = network.resource(f"{name}.select", part.select)
+        self.window = network.resource(f"{name}.read_window", float(part.read_window))
+        self.weight = float(part.sms * _BYTES_PER_SM)
+        self.arch = load_arch(part.architecture)
+        self.spec = GpuSpec(part.sms, part.tensor, self.hbm.peak, part.l2)
+        self.gemm_split = lru_cache(maxsize=256)(self._gemm_split)
+        self.attention_split = lru_cache(maxsize=4096)(self._attention_split)
+
+    def _gemm_split(self, m: int, n: int, k: int, bytes_per_element: int) -> GemmSplit:
+        return gemm_split(self.spec, next(iter(self.arch.gemm.values())), m, n, k, bytes_per_element)
+
+    def _attention_split(self, q_heads: int, kv_heads: int, head_dim: int, width: float, batch: int, kv_len: int) -> KernelSplit:
+        params = self.arch.attention_params(self.part.attention_kernels, q_heads, kv_heads)
+        return attention_split(self.spec, params, q_heads, kv_heads, head_dim, width, batch, kv_len)
+
+    def gemm(self, m: int, n: int, k: int, bytes_per_weight: int, nbytes: int) -> Job:
+        """Multiply activations [m, k] by weights [k, n]: a roofline over HBM and tensor cores."""
+        split = self.gemm_split(m, n, k, bytes_per_weight)
+        flops_per_byte = 2 * m * n * k / nbytes
+        arithmetic = (self.tensor, flops_per_byte * self.part.tensor / split.flops_per_s)
+        route = (*self.hbm.kernel(split.bytes_per_s).costs, arithmetic)
+        return Job(split.fixed_ps, (Part(self.network.flow_class(route, self.weight), nbytes),))
+
+    def attention(self, model: Model, batch: int, tokens: int, token_bytes: int, flops: int, runs: int | None = None) -> Job:
+        """Attend over `tokens` (summed over requests and KV heads) that lie in HBM.
+
+        With `runs` they lie scattered in so many pieces. A format other than the model's own is dequantised on
+        the vector units.
+        """
+        width = token_bytes / (2 * model.head_dim)
+        kv_len = rounded(tokens / (batch * model.kv_heads))
+        split = self.attention_split(model.q_heads, model.kv_heads, model.head_dim, width, batch, kv_len)
+        nbytes = tokens * token_bytes
+        leg = self.hbm.kernel(split.bytes_per_s)
+        if runs is not None:
+            leg = self.hbm.scattered(split.bytes_per_s, rounded(nbytes / max(1, runs)), rounded(runs))
+        route = [*leg.costs, (self.tensor, flops / nbytes)]
+        if token_bytes != model.kv_bytes:
+            route.append((self.vector, 2 * model.head_dim / token_bytes))
+        return Job(split.fixed_ps, (Part(self.network.flow_class(route, self.weight), nbytes),))
+
+    def multiply(self, flops: int) -> Job:
+        """Do arithmetic on data that is already on the chip."""
+        return Job(self.part.launch, (Part(self.network.flow_class(((self.tensor, 1.0),), self.weight), flops),))
+
+    def scan(self, nbytes: int, macs: int) -> Job:
+        """Score an index that lies in HBM."""
+        route = (*self.hbm.stream().costs, (self.vector, macs / nbytes))
+        return Job(self.part.launch, (Part(self.network.flow_class(route, self.weight), nbytes),))
+
+    def select(self, scores: int) -> Job:
+        """Find the threshold in a histogram of the scores and compact what survives."""
+        flow_class = self.network.flow_class(((self.select_unit, 1.0),), self.weight)
+        return Job(self.part.launch, (Part(flow_class, scores),))
+
+    def write(self, nbytes: int) -> Job:
+        """Write results of a kernel to HBM, fused into that kernel."""
+        route = self.hbm.stream(write_share=1.0).costs
+        return Job(0, (Part(self.network.flow_class(route, self.weight), nbytes),))
+
+    def copy_in(self, source: Leg, fragment_bytes: float) -> tuple[Leg, float]:
+        """Extend a route from another memory by the copy engines and the write to HBM; return it with its weight."""
+        engine = self.dma.move(fragment_bytes, source.latency_ps)
+        landing = self.hbm.stream(write_share=1.0).costs
+        leg = Leg((*source.costs, *engine.costs, *landing), source.latency_ps + engine.latency_ps)
+        return leg, float(self.part.copy_engines.window)
+
+    def read_in_place(self, source: Leg) -> tuple[Leg, float]:
+        """Extend a route from another memory by the SMs' window of outstanding reads; return it with its weight."""
+        leg = Leg((*source.costs, (self.window, source.latency_ps / _PS_PER_S)), source.latency_ps + self.part.launch)
+        return leg, float(self.part.read_window)
+
+    def copy_out(self, target: Leg, fragment_bytes: float) -> tuple[Leg, float]:
+        """Extend a route to another memory by the copy engines and the read from HBM; return it with its weight."""
+        engine = self.dma.move(fragment_bytes, target.latency_ps)
+        leg = Leg((*self.hbm.stream().costs, *engine.costs, *target.costs), target.latency_ps + engine.latency_ps)
+        return leg, float(self.part.copy_engines.window)

@@ -1,0 +1,25 @@
+"""Jobs: what a device makes of a piece of work, ready for the flow network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ghostsim.engine.network import FlowClass
+from ghostsim.engine.server import FifoServer
+
+
+@dataclass(frozen=True)
+class Part:
+    """A flow of `nbytes` units; with a server it waits its turn there and holds it while it flows."""
+
+    flow_class: FlowClass
+    nbytes: int
+    server: FifoServer | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Flows that start together after a delay; the job ends with the last of them."""
+
+    delay_ps: int = 0
+    parts: tuple[Part, ...] = ()

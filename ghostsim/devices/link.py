@@ -1,0 +1,56 @@
+"""Links and switches: one resource per direction at the raw rate; framing is a cost per byte."""
+
+from __future__ import annotations
+
+from ghostsim.config.hardware import Link, Switch
+from ghostsim.devices.leg import Leg
+from ghostsim.engine.network import Network
+from ghostsim.timing import flit, pcie
+
+_LINE_BYTES = 64
+_LONGEST_PAYLOAD = 4096
+
+
+def data_bandwidth(link: Link, piece_bytes: float, *, write: bool = False) -> float:
+    """Return the data bytes/s that one direction of a link carries in pieces of a size.
+
+    A measured bandwidth caps what framing alone would allow.
+    """
+    payload = int(min(_LONGEST_PAYLOAD, max(_LINE_BYTES, piece_bytes)))
+    if link.protocol == "pcie":
+        assert link.mps is not None  # the link's own validator has seen to it
+        assert link.mrrs is not None
+        model = pcie.write_bandwidth if write else pcie.read_bandwidth
+        reached = model(link.rate, link.width, payload, link.mps, link.mrrs)
+    elif link.protocol == "cxl":
+        reached = flit.link_bandwidth(link.rate, link.width, link.flit, write=write)
+    else:
+        reached = link.raw * link.encoding
+    return min(reached, link.bandwidth or reached)
+
+
+class LinkDevice:
+    """A link as two resources: `NAME` towards the GPU, `NAME.down` away from it."""
+
+    def __init__(self, network: Network, name: str, link: Link) -> None:
+        self.name = name
+        self.link = link
+        self.up = network.resource(name, link.raw)
+        self.down = network.resource(f"{name}.down", link.raw)
+
+    def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
+        """Return the cost of data towards the GPU, or with `write` away from it; latency is one way."""
+        cost = self.link.raw / data_bandwidth(self.link, piece_bytes, write=write)
+        return Leg(((self.down if write else self.up, cost),), self.link.latency)
+
+
+class SwitchDevice:
+    """A switch: a shared fabric and a hop latency."""
+
+    def __init__(self, network: Network, name: str, switch: Switch) -> None:
+        self.fabric = network.resource(f"{name}.fabric", switch.bandwidth)
+        self.hop_ps = switch.hop
+
+    def carry(self) -> Leg:
+        """Return the cost of passing through, one way."""
+        return Leg(((self.fabric, 1.0),), self.hop_ps)

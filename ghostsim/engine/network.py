@@ -1,0 +1,383 @@
+"""Bulk movement as fluid: flows share the resources of their routes by weighted max-min fairness.
+
+A flow moves bytes over a route; each byte costs so many units of every resource on it. Rates change only when
+a flow starts or ends, so the cost of a simulation does not grow with bytes. A server that takes requests first
+come, first served divides itself in proportion to what each requester keeps outstanding, hence the weights.
+
+Flows of one class (same route, costs, weight and ceiling) have equal rates at all times. A class therefore
+keeps one cumulative service and a heap of finish tags, as fair queueing does (Demers, Keshav and Shenker,
+SIGCOMM 1989), and the network solves for the rates of classes, not of flows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from operator import itemgetter
+from typing import TypeAlias
+
+import simpy
+
+from ghostsim.engine.clock import LAST, NEVER, PS_PER_S, SLACK_PS, Call, whole_ps
+from ghostsim.engine.fairness import Demand, max_min_rates
+
+Route: TypeAlias = tuple[tuple["Resource", float], ...]
+_ClassKey: TypeAlias = tuple[Route, float, float | None]
+_StateKey: TypeAlias = tuple[tuple[int, int], ...]
+
+_MOST_STATES = 2**15
+_NUMBER = itemgetter(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Resource:
+    """Something that flows share: `capacity` units (bytes, operations, activations) per second."""
+
+    name: str
+    capacity: float
+    index: int
+
+
+class FlowClass:
+    """Flows that always run at the same rate; made by `Network.flow_class`.
+
+    Attributes
+    ----------
+    route
+        Resources and the units of each that one byte costs.
+    weight
+        Bytes that the requester of one flow keeps outstanding; only ratios matter.
+    ceiling
+        Highest rate of one flow, bytes/s.
+    rate
+        Present rate of one flow, bytes/ps; 0 while there is none.
+    served
+        Bytes that every flow got from when the class became busy until `since_ps`, when `rate` began to hold.
+    tags
+        Heap of flows by the value of `served` at which they end.
+    finish_ps
+        When the first of them ends if `rate` holds.
+    """
+
+    __slots__ = ("ceiling", "finish_ps", "index", "rate", "route", "served", "since_ps", "tags", "weight")
+
+    def __init__(self, index: int, route: Route, weight: float, ceiling: float | None) -> None:
+        self.index = index
+        self.route = route
+        self.weight = weight
+        self.ceiling = ceiling
+        self.tags: list[tuple[float, int, Flow]] = []
+        self.served = 0.0
+        self.since_ps = 0
+        self.rate = 0.0
+        self.finish_ps = NEVER
+
+    @property
+    def solo_rate(self) -> float:
+        """Rate of a flow that is alone, bytes/s."""
+        rates = [resource.capacity / cost for resource, cost in self.route]
+        return min(rates if self.ceiling is None else [*rates, self.ceiling])
+
+    def push(self, flow: Flow, now: int) -> None:
+        """Add a flow; if its class was idle it stands still until the rates are solved."""
+        tag = self.served + self.rate * (now - self.since_ps) + flow.nbytes
+        heappush(self.tags, (tag, flow.number, flow))
+        if self.tags[0][2] is flow and self.rate:
+            self.finish_ps = self.since_ps + whole_ps((tag - self.served) / self.rate)
+
+    def pop_due(self, now: int) -> list[tuple[float, int, Flow]]:
+        """Remove and return the flows that end now, of which there is one at least."""
+        due = [heappop(self.tags)]
+        reached = self.served + self.rate * (now - self.since_ps + SLACK_PS)
+        while self.tags and self.tags[0][0] <= reached:
+            due.append(heappop(self.tags))
+        if self.tags:
+            self.finish_ps = self.since_ps + whole_ps((self.tags[0][0] - self.served) / self.rate)
+        else:
+            self.served, self.since_ps, self.finish_ps = 0.0, now, NEVER
+        return due
+
+    def change_rate(self, rate: float, now: int) -> None:
+        """Let every flow have `rate` from now on; 0 if there is none."""
+        self.served += self.rate * (now - self.since_ps)
+        self.since_ps = now
+        self.rate = rate
+        self.finish_ps = now + max(0, whole_ps((self.tags[0][0] - self.served) / rate)) if rate else NEVER
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """Bytes on their way; `start_ps` is when the first byte left, after the delay."""
+
+    number: int
+    flow_class: FlowClass
+    nbytes: int
+    on_finish: Callable[[], object]
+    start_ps: int = 0
+
+
+class Probe:
+    """Something that watches a network; override what you need."""
+
+    def on_rates(self, now_ps: int, used: Sequence[float]) -> None:
+        """See the units per second in use of each resource (by `Resource.index`) from now on."""
+
+    def on_start(self, now_ps: int, flow: Flow) -> None:
+        """See a flow whose first byte leaves now."""
+
+    def on_finish(self, now_ps: int, flow: Flow) -> None:
+        """See a flow whose last byte has arrived, before its callback."""
+
+
+class _State:
+    """How many flows of each class there are, the rates that follow, and the neighbouring states."""
+
+    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "shares", "used")
+
+    def __init__(self, counts: Sequence[tuple[FlowClass, int]]) -> None:
+        self.counts = counts
+        self.classes = [flow_class for flow_class, _ in counts]
+        self.changes: dict[_State, list[tuple[FlowClass, float]]] = {}
+        self.after_start: dict[FlowClass, _State] = {}
+        self.after_finish: dict[FlowClass, _State] = {}
+        self.shares: dict[FlowClass, float] | None = None
+        self.used: tuple[float, ...] | None = None
+
+
+class Network:
+    """Resources and the flows on them.
+
+    Attributes
+    ----------
+    probes
+        Watchers; an empty list costs nothing.
+    flows_started, solves, fills
+        Flows so far; instants at which rates were looked up; look-ups that had to be computed.
+    """
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self.env = env
+        self.probes: list[Probe] = []
+        self.resources: dict[str, Resource] = {}
+        self.flows_started = 0
+        self.solves = 0
+        self.fills = 0
+        self._classes: dict[_ClassKey, FlowClass] = {}
+        self._states: dict[_StateKey, _State] = {}
+        self._state = self._solved = _State([])
+        self._armed_ps = NEVER
+        self._settling = False
+
+    def resource(self, name: str, capacity: float) -> Resource:
+        """Add a resource of `capacity` units per second.
+
+        Raises
+        ------
+        ValueError
+            If the capacity is not a positive finite number or the name is taken.
+        """
+        if not (math.isfinite(capacity) and capacity > 0):
+            raise ValueError(f"resource {name}: found capacity {capacity!r}, expected a positive number, e.g. 56e9")
+        if name in self.resources:
+            raise ValueError(f"resource {name}: found the name twice, expected one resource of that name")
+        self.resources[name] = Resource(name, float(capacity), len(self.resources))
+        return self.resources[name]
+
+    def flow_class(
+        self, route: Sequence[tuple[Resource, float]], weight: float = 1.0, ceiling: float | None = None
+    ) -> FlowClass:
+        """Return the class of flows over `route`, the same object for the same arguments.
+
+        Parameters
+        ----------
+        route
+            Resources with the units of each that one byte costs; a resource named twice costs the sum.
+        weight
+            Share of one flow relative to the others: the bytes its requester keeps outstanding.
+        ceiling
+            Highest rate of one flow, bytes/s.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range, or nothing limits the flow.
+        """
+        costs: dict[Resource, float] = {}
+        for resource, cost in route:
+            costs[resource] = costs.get(resource, 0.0) + float(cost)
+        key = (tuple((resource, cost) for resource, cost in costs.items() if cost), float(weight), ceiling)
+        if key not in self._classes:
+            _check_class(*key)
+            self._classes[key] = FlowClass(len(self._classes), *key)
+        return self._classes[key]
+
+    def start(self, flow_class: FlowClass, nbytes: int, on_finish: Callable[[], object], delay_ps: int = 0) -> None:
+        """Send `nbytes` after `delay_ps`; call `on_finish` when the last one has arrived.
+
+        Flows that end together call back in the order of their `start`; none calls back before `start` returns.
+        """
+        if nbytes < 0 or delay_ps < 0:
+            raise ValueError(f"found a flow of {nbytes} B after {delay_ps} ps, expected neither below 0")
+        self.flows_started += 1
+        flow = Flow(self.flows_started, flow_class, int(nbytes), on_finish)
+        if not flow.nbytes:
+            Call(self.env, lambda _: self._skip(flow), int(delay_ps))
+        elif delay_ps:
+            Call(self.env, lambda _: self._begin_late(flow), int(delay_ps))
+        else:
+            self._begin(flow)
+            if not self._settling:
+                self._settling = True
+                Call(self.env, self._settle, 0, LAST)
+
+    def transfer(self, flow_class: FlowClass, nbytes: int, delay_ps: int = 0) -> simpy.Event:
+        """Return the event that is triggered when `nbytes` have arrived."""
+        arrived = simpy.Event(self.env)
+        self.start(flow_class, nbytes, arrived.succeed, delay_ps)
+        return arrived
+
+    def solo_ps(self, flow_class: FlowClass, nbytes: int) -> int:
+        """Return how long `nbytes` take on an idle network, without delay."""
+        return whole_ps(nbytes / (flow_class.solo_rate / PS_PER_S)) if nbytes else 0
+
+    def used(self, resource: Resource) -> float:
+        """Return the units per second of `resource` in use since the rates last changed."""
+        used = self._usage(self._solved)
+        return used[resource.index] if resource.index < len(used) else 0.0
+
+    def _skip(self, flow: Flow) -> None:
+        flow.start_ps = now = int(self.env.now)
+        for probe in self.probes:
+            probe.on_start(now, flow)
+            probe.on_finish(now, flow)
+        flow.on_finish()
+
+    def _begin(self, flow: Flow) -> None:
+        flow.start_ps = now = int(self.env.now)
+        flow_class = flow.flow_class
+        flow_class.push(flow, now)
+        state = self._state
+        self._state = state.after_start.get(flow_class) or self._neighbour(state.after_start, flow_class, 1)
+        for probe in self.probes:
+            probe.on_start(now, flow)
+
+    def _begin_late(self, flow: Flow) -> None:
+        self._begin(flow)
+        if not self._settling:
+            self._settle_soon(flow.start_ps)
+
+    def _end_due(self, _: simpy.Event) -> None:
+        """End the flows whose time has come; an alarm that a later solve moved finds nothing to do."""
+        now = int(self.env.now)
+        if now != self._armed_ps:
+            return
+        self._armed_ps = NEVER
+        due = [entry for cls in self._solved.classes if cls.finish_ps <= now for entry in cls.pop_due(now)]
+        if len(due) > 1:
+            due.sort(key=_NUMBER)
+        calls, self._settling = not self._settling, True
+        for entry in due:
+            self._end(entry[2], now)
+        if calls:
+            self._settle_soon(now)
+
+    def _end(self, flow: Flow, now: int) -> None:
+        state, flow_class = self._state, flow.flow_class
+        self._state = state.after_finish.get(flow_class) or self._neighbour(state.after_finish, flow_class, -1)
+        for probe in self.probes:
+            probe.on_finish(now, flow)
+        flow.on_finish()
+
+    def _settle_soon(self, now: int) -> None:
+        """Settle after all events of this instant, at once if this is the last of them."""
+        if self.env.peek() > now:
+            self._settle()
+        else:
+            self._settling = True
+            Call(self.env, self._settle, 0, LAST)
+
+    def _settle(self, _: simpy.Event | None = None) -> None:
+        """Give every class the rate that follows from the present flows and set the alarm for the next end."""
+        now = int(self.env.now)
+        self._settling = False
+        self.solves += 1
+        state, before = self._state, self._solved
+        if state is not before:
+            self._solved = state
+            changes = before.changes.get(state)
+            for flow_class, rate in self._changes(before, state) if changes is None else changes:
+                flow_class.change_rate(rate, now)
+            for probe in self.probes:
+                probe.on_rates(now, state.used or self._usage(state))
+        next_ps = min([flow_class.finish_ps for flow_class in state.classes], default=NEVER)
+        if next_ps < self._armed_ps:
+            self._armed_ps = next_ps
+            Call(self.env, self._end_due, next_ps - now)
+
+    def _neighbour(self, known: dict[FlowClass, _State], flow_class: FlowClass, change: int) -> _State:
+        """Find the state that differs from the present one by one flow, and remember the way to it."""
+        counts = {cls.index: (cls, count) for cls, count in self._state.counts}
+        counts[flow_class.index] = (flow_class, counts.get(flow_class.index, (flow_class, 0))[1] + change)
+        present = [counts[index] for index in sorted(counts) if counts[index][1]]
+        key = tuple((cls.index, count) for cls, count in present)
+        if key not in self._states:
+            if len(self._states) >= _MOST_STATES:
+                self._forget_states()
+            self._states[key] = _State(present)
+        known[flow_class] = self._states[key]
+        return self._states[key]
+
+    def _forget_states(self) -> None:
+        for state in self._states.values():
+            state.after_start.clear()
+            state.after_finish.clear()
+            state.changes.clear()
+        self._states.clear()
+
+    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, float]]:
+        """Return the classes whose rate differs between two states, with the new rate, and remember them."""
+        old, new = self._shares(before), self._shares(after)
+        gone = [(flow_class, 0.0) for flow_class in old if flow_class not in new]
+        before.changes[after] = gone + [(cls, rate) for cls, rate in new.items() if old.get(cls) != rate]
+        return before.changes[after]
+
+    def _shares(self, state: _State) -> dict[FlowClass, float]:
+        if state.shares is None:
+            self.fills += 1
+            state.shares = self._fill(state)
+        return state.shares
+
+    def _fill(self, state: _State) -> dict[FlowClass, float]:
+        capacities = [resource.capacity / PS_PER_S for resource in self.resources.values()]
+        rates = max_min_rates([_demand(cls, count) for cls, count in state.counts], capacities)
+        return dict(zip(state.classes, rates, strict=True))
+
+    def _usage(self, state: _State) -> tuple[float, ...]:
+        if state.used is None:
+            used = [0.0] * len(self.resources)
+            shares = self._shares(state)
+            for flow_class, count in state.counts:
+                for resource, cost in flow_class.route:
+                    used[resource.index] += count * shares[flow_class] * cost * PS_PER_S
+            # Rounding must not make a full resource busier than full.
+            state.used = tuple(min(pair) for pair in zip(used, self._capacities(), strict=True))
+        return state.used
+
+    def _capacities(self) -> list[float]:
+        return [resource.capacity for resource in self.resources.values()]
+
+
+def _check_class(route: Route, weight: float, ceiling: float | None) -> None:
+    numbers = [weight, *(cost for _, cost in route), *([] if ceiling is None else [ceiling])]
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise ValueError(f"found weight, costs and ceiling {numbers}, expected positive finite numbers")
+    if not route and ceiling is None:
+        raise ValueError("found a flow without resource and ceiling, expected something that limits its rate")
+
+
+def _demand(flow_class: FlowClass, count: int) -> Demand:
+    ceiling = math.inf if flow_class.ceiling is None else flow_class.ceiling / PS_PER_S
+    costs = tuple((resource.index, cost) for resource, cost in flow_class.route)
+    return Demand(costs, flow_class.weight, ceiling, count)

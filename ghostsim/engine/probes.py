@@ -1,0 +1,97 @@
+"""Probes of the flow network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostsim.engine.clock import PS_PER_S
+from ghostsim.engine.network import Network, Probe
+
+_LOG_LENGTH = 2**13
+_ONE_BIN_PS = 2**62
+
+
+class UtilisationProbe(Probe):
+    """Time-weighted use of every resource: its integral and, with `bin_ps`, its course in bins of that width.
+
+    Each change of rates costs one entry of a log, which is summed when it is long or when somebody asks.
+    """
+
+    def __init__(self, network: Network, bin_ps: int | None = None) -> None:
+        if bin_ps is not None and bin_ps < 1:
+            raise ValueError(f"found bins of {bin_ps} ps, expected at least 1")
+        self._network = network
+        self._bin_ps = bin_ps or _ONE_BIN_PS
+        self._start_ps = int(network.env.now)
+        self._log: list[tuple[int, Sequence[float]]] = [(self._start_ps, ())]
+        self._sums: NDArray[np.float64] = np.zeros((0, 0))
+        network.probes.append(self)
+
+    def on_rates(self, now_ps: int, used: Sequence[float]) -> None:
+        """Note the rates that hold from now on."""
+        self._log.append((now_ps, used))
+        if len(self._log) > _LOG_LENGTH:
+            self._sum_log()
+
+    def bins(self) -> NDArray[np.float64]:
+        """Return the units used of each resource in each bin up to now, shape [resources, bins].
+
+        Without `bin_ps` there is one bin. Bins count from time 0; the last one may be unfinished.
+        """
+        self._log.append((int(self._network.env.now), self._log[-1][1]))
+        self._sum_log()
+        return self._sums.T.copy()
+
+    def units(self) -> NDArray[np.float64]:
+        """Return the units used of each resource since the probe was attached, shape [resources]."""
+        return np.asarray(self.bins().sum(axis=1))
+
+    def utilisation(self) -> dict[str, float]:
+        """Return the mean share in use of each resource, 0 if no time has passed."""
+        seconds = (int(self._network.env.now) - self._start_ps) / PS_PER_S
+        resources = self._network.resources.values()
+        shares = zip(resources, self.units().tolist(), strict=True)
+        return {
+            resource.name: min(1.0, units / (resource.capacity * seconds)) if seconds else 0.0
+            for resource, units in shares
+        }
+
+    def _sum_log(self) -> None:
+        log, self._log = self._log, self._log[-1:]
+        times = np.array([now for now, _ in log])
+        state, use = _table([used for _, used in log[:-1]], len(self._network.resources))
+        entry, column, elapsed_ps = _cut(times[:-1], times[1:], self._bin_ps)
+        self._grow(int(times[-1] // self._bin_ps) + 1, use.shape[1])
+        if len(entry):
+            units = use[state[entry]] * (elapsed_ps / PS_PER_S)[:, None]
+            first = np.flatnonzero(np.diff(column, prepend=-1))
+            self._sums[column[first]] += np.add.reduceat(units, first, axis=0)
+
+    def _grow(self, bins: int, resources: int) -> None:
+        more = max(0, bins - len(self._sums)), resources - self._sums.shape[1]
+        self._sums = np.pad(self._sums, [(0, more[0]), (0, more[1])])
+
+
+def _table(log: Sequence[Sequence[float]], width: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the row of each entry and the rows: one for each state, whose use is one object."""
+    states = {id(used): used for used in log}
+    row = {key: i for i, key in enumerate(states)}
+    table = np.zeros((len(states), width))
+    for key, used in states.items():
+        table[row[key], : len(used)] = used
+    return np.array([row[id(used)] for used in log], dtype=np.int64), table
+
+
+def _cut(
+    begin: NDArray[np.int64], end: NDArray[np.int64], bin_ps: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Cut intervals at the edges of bins; return the interval, the bin and the length of every piece."""
+    first = begin // bin_ps
+    pieces = np.where(end > begin, (end - 1) // bin_ps - first + 1, 0)
+    interval = np.repeat(np.arange(len(begin)), pieces)
+    column = first[interval] + np.arange(len(interval)) - (np.cumsum(pieces) - pieces)[interval]
+    length = np.minimum(end[interval], (column + 1) * bin_ps) - np.maximum(begin[interval], column * bin_ps)
+    return interval, column, length

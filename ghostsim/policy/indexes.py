@@ -1,0 +1,280 @@
+"""Indexes over keys: what is stored per token or page, and the score that a query gets from it.
+
+Bounds are sound in floating point: stored norms are rounded up to fp16, codes are dequantised exactly as stored, and
+the error of the products' own accumulation (gamma_n = n * unit roundoff) is part of the stored norm's column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostsim.config.policy import (
+    AgeScore,
+    BoxScore,
+    ExactScore,
+    Published,
+    PublishedScore,
+    QKeys,
+    QKeysScore,
+    Score,
+    Sketch,
+    SketchScore,
+)
+from ghostsim.errors import ConfigError
+from ghostsim.policy.exact import Array, Block, softcapped
+from ghostsim.seeding import generator
+from ghostsim.trace.compose import Head
+
+_ROWS = 4096
+_SEED = 0
+
+Claim = Literal["score", "logits", "cosine"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenIndex:
+    """One row per token: a bound is the product of a row with the projected query, plus a constant.
+
+    With `basis` [d, m] the query is projected first; with `norm_column` its norm meets the stored error norm.
+    `claim` names the scale in which the value is claimed to bound the exact score; None: it is an estimate.
+    """
+
+    table: Array
+    basis: Array | None
+    norm_column: bool
+    constant: float
+    claim: Claim | None
+
+
+@dataclass(frozen=True, eq=False)
+class BoxIndex:
+    """Per page the channel-wise maxima and minima of its keys and their norm: rows [hi, lo, norm]."""
+
+    table: Array
+    page: int
+    keys: Array
+
+
+# --- fitting ------------------------------------------------------------------------------------------------
+
+
+def rounded_up(norms: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
+    """Round non-negative norms up to fp16; beyond its range they become infinite."""
+    with np.errstate(over="ignore"):
+        half = norms.astype(np.float16)
+    return np.where(half.astype(norms.dtype) < norms, np.nextafter(half, np.float16(np.inf)), half)
+
+
+def unit_roundoff(terms: int, dtype: npt.DTypeLike) -> float:
+    """Return the bound gamma on the relative error of a sum of `terms` products, with a few roundings to spare."""
+    return (terms + 8) * float(np.finfo(dtype).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A static asymmetric quantiser: per channel a minimum and a step, both fp32; values outside are clipped."""
+
+    low: Array
+    step: Array
+    largest: int
+
+    def decode(self, values: Array) -> Array:
+        """Return the stored values nearest to `values` [n, channels], exactly as a reader of the codes sees them."""
+        out = values - self.low
+        out /= self.step
+        np.rint(out, out=out)
+        np.clip(out, 0, self.largest, out=out)
+        out *= self.step
+        out += self.low
+        return out
+
+
+def fit_codes(values: Array, bits: int) -> Codes:
+    """Fit a quantiser's range per channel on `values` [n, channels]."""
+    low = values.min(axis=0).astype(np.float32)
+    span = values.max(axis=0).astype(np.float32) - low
+    step = np.maximum(span / np.float32(2**bits - 1), np.finfo(np.float32).tiny)
+    return Codes(low.astype(values.dtype), step.astype(values.dtype), 2**bits - 1)
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
+
+
+def _norms(rows: Array) -> Array:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+
+
+def _finite(column: npt.NDArray[np.float16], dtype: npt.DTypeLike) -> Array:
+    """Return stored norms with an infinite one as the largest fp32: 0 * inf would be no bound at all."""
+    return np.nan_to_num(column.astype(dtype), posinf=float(np.finfo(np.float32).max))
+
+
+def build_qkeys(keys: Array, fit: slice, bits: int) -> TokenIndex:
+    """Quantise every channel of `keys` [n, d] to `bits`, with one error norm per key; ranges from the rows `fit`."""
+    n, d = keys.shape
+    codes = fit_codes(keys[fit], bits)
+    gamma = unit_roundoff(d + 1, keys.dtype)
+    table = np.empty((n, d + 1), dtype=keys.dtype)
+    for rows in _chunks(n):
+        stored = codes.decode(keys[rows])
+        table[rows, :d] = stored
+        size = _norms(stored)
+        stored -= keys[rows]
+        error = _norms(stored)
+        # ||k|| <= size + error; every rounding above is a multiple of one of the two.
+        rho = _finite(rounded_up((error + gamma * (2 * size + error)) * (1 + gamma)), keys.dtype)
+        table[rows, d] = rho + 2 * gamma * (size + rho)
+    return TokenIndex(table, None, norm_column=True, constant=0.0, claim="score")
+
+
+def build_sketch(keys: Array, fit: slice, sketch: Sketch) -> TokenIndex:
+    """Project `keys` [n, d] to the numbers of `sketch`; basis and ranges are fitted on the rows `fit`."""
+    n, d = keys.shape
+    m = sketch.dims
+    if m > d:
+        raise ConfigError(f"sketch.dims: found {m}, expected at most head_dim {d}, e.g. 32")
+    basis = principal_basis(keys[fit], m) if sketch.basis == "pca" else random_basis(d, m)
+    projector = basis.astype(keys.dtype)
+    store = _sketch_store(keys[fit] @ projector, sketch.bits)
+    gamma = unit_roundoff(d + m + 1, keys.dtype) * float(np.sqrt(m))
+    bound = sketch.residual == "single"
+    table = np.empty((n, m + bound), dtype=keys.dtype)
+    for rows in _chunks(n):
+        stored = store(keys[rows] @ projector)
+        table[rows, :m] = stored
+        if bound:
+            size = _norms(stored)
+            error = _norms(keys[rows] - stored @ projector.T)
+            rho = _finite(rounded_up((error + gamma * (2 * size + error)) * (1 + gamma)), keys.dtype)
+            table[rows, m] = rho + 2 * gamma * (size + rho)
+    return TokenIndex(table, projector.astype(np.float64), bound, 0.0, "score" if bound else None)
+
+
+def _sketch_store(values: Array, bits: int) -> Callable[[Array], Array]:
+    if bits == 16:
+        largest = np.finfo(np.float16).max
+        return lambda x: np.clip(x, -largest, largest).astype(np.float16).astype(x.dtype)
+    return fit_codes(values, bits).decode
+
+
+def principal_basis(keys: Array, m: int) -> npt.NDArray[np.float64]:
+    """Return the m top eigenvectors [d, m] of the uncentred second moment of `keys` [n, d]."""
+    moment = (keys.T @ keys).astype(np.float64)
+    _, vectors = np.linalg.eigh((moment + moment.T) / 2)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :m])
+
+
+def random_basis(d: int, m: int) -> npt.NDArray[np.float64]:
+    """Return m orthonormal directions [d, m] from a Gaussian matrix."""
+    gaussian = generator(_SEED, f"policy/sketch/{d}x{m}").standard_normal((d, m))
+    return np.linalg.qr(gaussian)[0]
+
+
+def build_published(keys: Array, published: Published) -> TokenIndex:
+    """Project `keys` [n, d] with a Gaussian N(0, 1/m) matrix; the two constants are added to the product."""
+    d, m = keys.shape[1], published.dims
+    gaussian = generator(_SEED, f"policy/published/{d}x{m}").standard_normal((d, m)) / np.sqrt(m)
+    table = keys @ gaussian.astype(keys.dtype)
+    if published.scale == "cosine":
+        table /= np.maximum(_norms(table), np.finfo(np.float32).tiny)[:, None]
+    return TokenIndex(table, gaussian, False, published.epsilon + published.sigma, published.scale)
+
+
+def build_box(keys: Array, page: int) -> BoxIndex:
+    """Take the channel-wise extremes of each whole page of `keys` [n, d]; the last, partial page is left to the step."""
+    n, d = keys.shape
+    pages = n // page
+    table = np.empty((pages, 2 * d + 1), dtype=keys.dtype)
+    per_chunk = max(1, _ROWS // page)
+    for start in range(0, pages, per_chunk):
+        stop = min(start + per_chunk, pages)
+        table[start:stop] = _extremes(keys[start * page : stop * page].reshape(stop - start, page, d))
+    return BoxIndex(table, page, keys)
+
+
+def _extremes(pages: Array) -> Array:
+    high, low = pages.max(axis=1), pages.min(axis=1)
+    reach = _norms(np.maximum(np.abs(high), np.abs(low)))
+    gamma = unit_roundoff(2 * pages.shape[-1] + 1, pages.dtype)
+    return np.concatenate([high, low, (2 * gamma * reach)[:, None]], axis=1)
+
+
+def build(score: Score, head: Head, fit: slice) -> TokenIndex | BoxIndex | None:
+    """Build the index that a READ score needs; None for scores without one. `fit` are the cold prompt rows."""
+    match score:
+        case QKeysScore(qkeys=QKeys(bits=bits)):
+            return build_qkeys(head.keys, fit, bits)
+        case SketchScore(sketch=sketch):
+            return build_sketch(head.keys, fit, sketch)
+        case PublishedScore(published=published):
+            return build_published(head.keys, published)
+        case BoxScore(box=box):
+            return build_box(head.keys, box.page)
+    return None
+
+
+# --- scoring ------------------------------------------------------------------------------------------------
+
+
+def token_scores(score: Score, index: TokenIndex | None, block: Block, head: Head) -> Array:
+    """Return the score [n, g, P] of every position of a block; positions that aren't attended hold anything."""
+    if isinstance(score, ExactScore):
+        return block.scores
+    if isinstance(score, AgeScore) or index is None:
+        ages = np.arange(block.scores.shape[-1], dtype=block.scores.dtype)
+        return np.broadcast_to(ages, block.scores.shape)
+    n, g, d = block.queries.shape
+    rows = query_rows(index, block.queries.reshape(n * g, d), head.scale)
+    out = rows.astype(index.table.dtype) @ index.table[: block.scores.shape[-1]].T
+    if index.constant:
+        out += out.dtype.type(index.constant)
+    out = out.reshape(n, g, -1)
+    return softcapped(out, head.softcap) if index.claim in ("score", None) else out
+
+
+def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[np.float64]:
+    """Return the query's side of the product [rows, table width], in float64."""
+    wide = queries.astype(np.float64)
+    projected = wide if index.basis is None else wide @ index.basis
+    if index.claim == "cosine":
+        return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    if index.claim == "logits":
+        return projected / np.sqrt(projected.shape[1])
+    if not index.norm_column:
+        return projected * scale
+    norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)
+    return np.concatenate([projected, norms], axis=1) * scale
+
+
+def page_scores(index: BoxIndex, block: Block, head: Head) -> Array:
+    """Return the upper bound [n, g, pages] of every page up to the step's last; later pages hold -inf.
+
+    The last page of a step holds the keys up to its own token only.
+    """
+    n, g, d = block.queries.shape
+    pages = int(block.positions[-1]) // index.page + 1
+    rows = box_rows(block.queries.reshape(n * g, d), head.scale).astype(index.table.dtype)
+    out = np.full((n * g, pages), -np.inf, dtype=index.table.dtype)
+    whole = min(pages, len(index.table))
+    out[:, :whole] = rows @ index.table[:whole].T
+    out = out.reshape(n, g, pages)
+    rows = rows.reshape(n, g, -1)
+    for i, own in enumerate(block.positions.tolist()):
+        last = own // index.page
+        partial = _extremes(index.keys[None, last * index.page : own + 1])
+        out[i, :, last] = rows[i] @ partial[0]
+        out[i, :, last + 1 :] = -np.inf
+    return softcapped(out, head.softcap)
+
+
+def box_rows(queries: Array, scale: float) -> npt.NDArray[np.float64]:
+    """Return [q+, q-, norm] per query: q+ meets the page's maxima, q- its minima."""
+    wide = queries.astype(np.float64) * scale
+    norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)
+    return np.concatenate([np.maximum(wide, 0), np.minimum(wide, 0), norms], axis=1)

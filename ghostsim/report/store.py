@@ -1,0 +1,195 @@
+"""Reads a run folder: everything a report says comes from these files and from nowhere else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from ghostsim.errors import Location, StoreError
+from ghostsim.export.timeline import Timeline, read_timeline
+
+Steps = Mapping[str, Mapping[str, Sequence[float | None]]]
+"""Label to column to one value per step, none where the cell is empty."""
+
+
+class _Spread(BaseModel):
+    mean: float
+    p99: float | None = None
+    max: float
+
+
+class _Latency(_Spread):
+    p50: float
+    p95: float
+    p99: float
+    n: int
+
+
+class _Quality(BaseModel):
+    elimination_rate: float
+    resurrection_rate: float
+    lost_mass: _Spread
+    certified_mass: _Spread | None = None
+    false_elimination_rate: float
+    false_resurrection_rate: float
+    violations: int | None = None
+    output_error: _Spread | None = None
+
+
+class _Run(BaseModel):
+    policy: str
+    platform: str
+    batch: int
+    step_ms: _Latency
+    tokens_per_s: float
+    bytes_per_step: dict[str, dict[str, float]]
+    utilisation: dict[str, float]
+    critical_path_ms: dict[str, float]
+    quality: _Quality
+    energy_mj_per_token: dict[str, float]
+    capacity_bytes: dict[str, float]
+
+
+class _Trace(BaseModel):
+    name: str
+    kind: str
+    context_tokens: int
+    steps: int
+
+
+class _Metrics(BaseModel):
+    scenario: str
+    seed: int
+    trace: _Trace
+    runs: dict[str, _Run] = Field(min_length=1)
+    compare: dict[str, dict[str, dict[str, float]]] = {}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run folder, checked and parsed."""
+
+    path: Path
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    steps: Steps
+    timeline: Timeline
+
+
+def load_run(path: Path) -> RunFolder:
+    """Read the run folder at `path`.
+
+    Raises
+    ------
+    StoreError
+        If the folder or one of its files is missing or not what a run writes.
+    """
+    if not path.is_dir():
+        raise StoreError("found no run folder here, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path))
+    metrics = _mapping(path / "metrics.json")
+    _check_metrics(metrics, path / "metrics.json")
+    return RunFolder(
+        path=path,
+        metrics=metrics,
+        config=_config(path / "config.yaml"),
+        manifest=_mapping(path / "manifest.json"),
+        steps=_steps(path / "steps.csv"),
+        timeline=read_timeline(path / "timeline.json.gz") if (path / "timeline.json.gz").exists() else Timeline(),
+    )
+
+
+def _at(path: Path, line: int | None = None, column: int | None = None) -> Location:
+    return Location(path, line, column)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"found no readable file ({error.strerror}), expected one that a run wrote", _at(path)) from None
+    except UnicodeDecodeError:
+        raise StoreError("found bytes that are not UTF-8, expected a text file that a run wrote", _at(path)) from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"found {constant}, expected a finite number")
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(_text(path), parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"found broken JSON ({error.msg}), expected what a run wrote", _at(path, error.lineno, error.colno)) from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{error}, expected what a run wrote", _at(path)) from None
+    if not isinstance(found, dict):
+        raise StoreError(f'found a {type(found).__name__}, expected a JSON object, e.g. {{"schema": 1}}', _at(path))
+    return found
+
+
+def _check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
+    if metrics.get("schema") != 1:
+        raise StoreError(f"schema: found {metrics.get('schema')!r}, expected 1", _at(path))
+    try:
+        _Metrics.model_validate(metrics, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{where}: found {_brief(first['input'])}, expected another value ({first['msg']})", _at(path)) from None
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        found = yaml.load(_text(path), Loader=loader)  # noqa: S506: both loaders are safe ones
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = _at(path, mark.line + 1, mark.column + 1) if mark else _at(path)
+        raise StoreError(f"found broken YAML ({error.problem}), expected what a run wrote", at) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise StoreError(f"found broken YAML ({error}), expected what a run wrote", _at(path)) from None
+    if not isinstance(found, dict):
+        raise StoreError(f"found a {type(found).__name__}, expected the effective scenario, e.g. schema: 1", _at(path))
+    return found
+
+
+def _steps(path: Path) -> Steps:
+    rows = csv.reader(_text(path).splitlines())
+    header = next(rows, [])
+    if "label" not in header or "step_ms" not in header:
+        raise StoreError(f"found the columns {_brief(header)}, expected label, step, step_ms and others", _at(path, 1))
+    table: dict[str, dict[str, list[float | None]]] = {}
+    for row in rows:
+        if len(row) != len(header):
+            raise StoreError(f"found {len(row)} cells, expected {len(header)}", _at(path, rows.line_num))
+        cells = dict(zip(header, row, strict=True))
+        columns = table.setdefault(cells.pop("label"), {name: [] for name in cells})
+        for name, cell in cells.items():
+            columns[name].append(_cell(cell, _at(path, rows.line_num), name))
+    return table
+
+
+def _cell(cell: str, at: Location, name: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise StoreError(f"{name}: found {_brief(cell)}, expected a finite number or nothing", at)
+    return value

@@ -1,0 +1,234 @@
+"""How long decode-attention and GEMM kernels take on a GPU.
+
+Both are rooflines with the effects that move decode latency: a floor below which no kernel falls, key-value
+splits that fill the SMs, waves of work items on the SMs, and the share of the KV cache that a repeated kernel finds in L2.
+Constants belong to a kernel family on an architecture, never to a part: see ``hwmodels/gpu/arch``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_BLOCK_TOKENS = 128
+"""Tokens of one key block of the attention kernels; also the shortest piece a split makes."""
+_SM_SHARE = 1.1
+"""What one busy SM draws from HBM, in fair shares (bandwidth / SMs)."""
+_ATTENTION_POWER = 5.0
+_GEMM_POWER = 4.5
+_L2_POWER = 8.0
+"""Sharpness of the smooth maxima and of the L2 capacity edge; shared by all families."""
+_TILE = 128
+_PS_PER_US = 1_000_000
+
+
+@dataclass(frozen=True)
+class GpuSpec:
+    """What kernel times need to know of a GPU; `peak_flops` is the dense rate at two bytes per element."""
+
+    sms: int
+    peak_flops: float
+    hbm_bytes_per_s: float
+    l2_bytes: int
+
+
+@dataclass(frozen=True)
+class AttentionParams:
+    """Constants of one decode-attention family on one architecture.
+
+    The floor and the streaming path overlap; the longer one decides, with a soft corner.
+    """
+
+    floor_us: float
+    """Time of the smallest kernel (one block of keys)."""
+    floor_per_doubling_us: float
+    """Growth of the floor with each doubling of the keys per request: dependent loop iterations."""
+    start_us: float
+    """Streaming path: before its first byte."""
+    wave_us: float
+    """Prologue and epilogue of one wave of work items."""
+    cold_us: float
+    """Ramp of a kernel that finds nothing in L2."""
+    hbm_efficiency: float
+    """Share of the datasheet bandwidth that a saturated kernel reaches."""
+    l2_speedup: float
+    """L2 bandwidth over reached HBM bandwidth."""
+    l2_share: float
+    """Share of the L2 capacity that keys and values can hold."""
+    slots_per_sm: int
+    """Work items that one SM holds."""
+    max_splits: int
+    """Most pieces into which the keys of one (request, KV head) are split."""
+
+
+@dataclass(frozen=True)
+class GemmParams:
+    """Constants of the dense GEMM on one architecture."""
+
+    launch_us: float
+    hbm_efficiency: float
+    flop_efficiency: float
+    wave_weight: float
+    """How much of the last wave's idle tiles is paid; kernels with other tiles or split-K hide the rest."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """One decode-attention kernel: `batch` requests, each with one query token and `kv_len` keys."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    kv_bytes_per_element: float
+    batch: int
+    kv_len: int
+
+    @property
+    def items(self) -> int:
+        """Independent (request, KV head) pairs."""
+        return self.batch * self.kv_heads
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of keys and values read; all query heads of a KV head share them."""
+        return 2 * self.items * self.kv_len * self.head_dim * self.kv_bytes_per_element
+
+
+@dataclass(frozen=True)
+class KernelSplit:
+    """A kernel as the flow network sees it: ``time = fixed_ps + bytes / bytes_per_s``."""
+
+    fixed_ps: int
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class GemmSplit:
+    """A GEMM as the flow network sees it: ``time = fixed_ps + max(bytes / bytes_per_s, flops / flops_per_s)``."""
+
+    fixed_ps: int
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def kv_splits(items: int, slots: int, kv_len: int, max_splits: int) -> int:
+    """Return into how many pieces the keys of one item are cut: as many as fit the slots in one wave."""
+    blocks = math.ceil(kv_len / _BLOCK_TOKENS)
+    return max(1, min(slots // items, blocks, max_splits))
+
+
+def _smooth_max(a: float, b: float, power: float) -> float:
+    high, low = (a, b) if a > b else (b, a)
+    return float(high * (1 + (low / high) ** power) ** (1 / power)) if high > 0 else 0.0
+
+
+def _stream_seconds(spec: GpuSpec, params: AttentionParams, shape: AttentionShape) -> tuple[float, float]:
+    """Return the seconds in which all waves read HBM, and the number of waves.
+
+    Full waves run at the reached bandwidth; the last one is limited by the SMs it occupies.
+    """
+    slots = spec.sms * params.slots_per_sm
+    pieces = shape.items * kv_splits(shape.items, slots, shape.kv_len, params.max_splits)
+    reached = params.hbm_efficiency * spec.hbm_bytes_per_s
+    full, last = divmod(pieces, slots)
+    piece = shape.nbytes / pieces
+    seconds = full * slots * piece / reached
+    if last:
+        seconds += last * piece / (reached * min(1.0, last * _SM_SHARE / spec.sms))
+    return seconds, pieces / slots
+
+
+def _attention_us(spec: GpuSpec, params: AttentionParams, shape: AttentionShape, found: float) -> float:
+    """Return the kernel time if the share `found` of the bytes is in L2."""
+    stream, waves = _stream_seconds(spec, params, shape)
+    l2_rate = params.l2_speedup * params.hbm_efficiency * spec.hbm_bytes_per_s
+    floor = params.floor_us + params.floor_per_doubling_us * math.log2(max(1.0, shape.kv_len / _BLOCK_TOKENS))
+    cold = params.cold_us + stream * 1e6
+    path = params.start_us + params.wave_us * waves + found * shape.nbytes / l2_rate * 1e6 + (1 - found) * cold
+    return _smooth_max(floor, path, _ATTENTION_POWER)
+
+
+def decode_attention_us(
+    spec: GpuSpec,
+    params: AttentionParams,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kv_bytes_per_element: float,
+    batch: int,
+    kv_len: int,
+) -> float:
+    """Return the microseconds of one decode-attention kernel that is run again and again on the same KV.
+
+    Parameters
+    ----------
+    spec, params
+        The GPU and the constants of the kernel family on its architecture.
+    q_heads, kv_heads, head_dim
+        Query heads, KV heads and dimensions per head.
+    kv_bytes_per_element
+        2 for bf16, 1 for fp8.
+    batch, kv_len
+        Requests, and keys per request with the current token.
+
+    Notes
+    -----
+    A repeated kernel finds ``1 / (1 + (bytes / (l2_share * l2_bytes)) ** 8)`` of its bytes in L2. A decode step walks
+    through all layers in between, so that it finds nothing: `attention_split`.
+    """
+    shape = AttentionShape(q_heads, kv_heads, head_dim, kv_bytes_per_element, batch, kv_len)
+    found = 1 / (1 + (shape.nbytes / (params.l2_share * spec.l2_bytes)) ** _L2_POWER)
+    return _attention_us(spec, params, shape, found)
+
+
+def attention_split(
+    spec: GpuSpec,
+    params: AttentionParams,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kv_bytes_per_element: float,
+    batch: int,
+    kv_len: int,
+) -> KernelSplit:
+    """Return fixed time and read rate of an L2-cold kernel of this shape; parameters as `decode_attention_us`.
+
+    The rate is what the kernel draws from HBM when it has HBM to itself; the rest of its time is fixed.
+    """
+    shape = AttentionShape(q_heads, kv_heads, head_dim, kv_bytes_per_element, batch, kv_len)
+    stream, _ = _stream_seconds(spec, params, shape)
+    fixed_us = _attention_us(spec, params, shape, found=0.0) - stream * 1e6
+    return KernelSplit(round(fixed_us * _PS_PER_US), shape.nbytes / stream)
+
+
+def _gemm_terms(
+    spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float
+) -> tuple[float, float]:
+    """Return the microseconds of the memory side and of the arithmetic side."""
+    nbytes = bytes_per_element * (n * k + m * k + m * n)
+    waves = math.ceil(m / _TILE) * math.ceil(n / _TILE) / spec.sms
+    idle = math.ceil(waves) / waves - 1
+    peak = params.flop_efficiency * spec.peak_flops * 2 / bytes_per_element
+    memory = nbytes / (params.hbm_efficiency * spec.hbm_bytes_per_s)
+    return memory * 1e6, 2 * m * n * k / peak * (1 + params.wave_weight * idle) * 1e6
+
+
+def gemm_us(spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float) -> float:
+    """Return the microseconds of a dense product ``[m, k] x [k, n]``.
+
+    A roofline with a soft corner above a launch cost; output tiles of 128 x 128 run in waves over the SMs.
+    The peak rate is taken to grow as elements shrink (fp8 doubles bf16).
+    """
+    memory, arithmetic = _gemm_terms(spec, params, m, n, k, bytes_per_element)
+    return params.launch_us + _smooth_max(memory, arithmetic, _GEMM_POWER)
+
+
+def gemm_split(spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float) -> GemmSplit:
+    """Return fixed time and the two rates of a GEMM of this shape.
+
+    The fixed part holds the launch cost and what the soft corner of the roofline adds to its sharp one.
+    """
+    memory, arithmetic = _gemm_terms(spec, params, m, n, k, bytes_per_element)
+    fixed_us = gemm_us(spec, params, m, n, k, bytes_per_element) - max(memory, arithmetic)
+    nbytes = bytes_per_element * (n * k + m * k + m * n)
+    return GemmSplit(round(fixed_us * _PS_PER_US), nbytes / memory * 1e6, 2 * m * n * k / arithmetic * 1e6)

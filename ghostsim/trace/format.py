@@ -1,0 +1,286 @@
+"""Attention traces, format 1: a folder with ``manifest.yaml`` and one memory-mapped ``.npy`` file per array."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostsim import bundled
+from ghostsim.errors import Location, TraceError
+from ghostsim.trace.manifest import ArrayFields, Manifest, read_manifest
+
+MANIFEST = "manifest.yaml"
+VERIFY_BELOW_BYTES = 256 << 20
+_BLOCK = 1 << 20
+_NPY_ERRORS = (
+    ValueError,
+    OSError,
+    EOFError,
+    OverflowError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    Warning,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TraceModel:
+    """The model that was recorded; `window` holds one entry per kept layer."""
+
+    name: str
+    sha256: str | None
+    layers: int
+    kept_layers: tuple[int, ...]
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float | None
+    window: tuple[int | None, ...]
+    trained_context: int
+
+    @property
+    def q_per_kv(self) -> int:
+        """Query heads per KV head."""
+        return self.q_heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions are put into queries and keys."""
+
+    dims: int
+    pairing: Literal["half", "interleaved"]
+    attention_factor: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a trace comes from."""
+
+    recorder: str
+    text: str
+    licence: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A recorded decode: queries and keys before rotation, memory-mapped, read-only.
+
+    Shapes: `q`, `q_ahead` [steps, kept, q_heads, d]; `k`, `v` [kept, kv_heads, tokens, d]; `q_prompt` [kept, q_heads,
+    W, d]; `inv_freq` [kept, dims/2]; `token_ids`, `token_class` [tokens]; `loss` [steps] in nats. Absent: None.
+    """
+
+    path: Path
+    name: str
+    kind: Literal["recorded", "composed", "synthetic"]
+    model: TraceModel
+    rope: Rope | None
+    prompt_len: int
+    steps: int
+    tokens: int
+    provenance: Provenance
+    manifest_sha256: str
+    q: Array
+    k: Array
+    q_prompt: Array
+    token_ids: Array
+    inv_freq: Array | None = None
+    v: Array | None = None
+    q_ahead: Array | None = None
+    token_class: Array | None = None
+    loss: Array | None = None
+
+    @property
+    def prompt_queries(self) -> int:
+        """W, the number of last prompt tokens whose queries are recorded."""
+        return int(self.q_prompt.shape[2])
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays that there are, by name."""
+        named = {name: getattr(self, name) for name in ARRAY_NAMES}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+ARRAY_NAMES = ("q", "k", "q_prompt", "token_ids", "inv_freq", "v", "q_ahead", "token_class", "loss")
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the traces that ship with ghostsim, sorted."""
+    return sorted(file.parent.name for file in bundled.folder("traces").glob(f"*/{MANIFEST}"))
+
+
+def find_trace(name_or_path: str | Path, base: Path | None = None) -> Path:
+    """Return the folder of a trace given by path (relative to `base`, then to the current folder) or by bundled name.
+
+    Raises
+    ------
+    TraceError
+        If there is neither; the message lists the bundled names.
+    """
+    given = Path(name_or_path)
+    tried = [folder / given for folder in ([base] if base else []) + [Path()]]
+    found = [path for path in tried if _exists(path / MANIFEST)]
+    if found:
+        return found[0]
+    names = bundled_names()
+    if str(name_or_path) in names:
+        return bundled.folder("traces") / given
+    raise _unknown(given, [path for path in tried if _exists(path)], names)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _unknown(given: Path, there: list[Path], names: list[str]) -> TraceError:
+    if there:
+        what = f"a folder without {MANIFEST}" if there[0].is_dir() else "a file"
+        return TraceError(f"found {what}, expected the folder of a trace", Location(there[0]))
+    close = difflib.get_close_matches(given.name, names, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return TraceError(
+        f"trace: found {str(given)[:200]!r}, which is neither a folder nor a bundled trace; {hint}expected a folder "
+        f"with {MANIFEST} or one of {', '.join(names) or '(none)'}"
+    )
+
+
+def open_trace(name_or_path: str | Path, base: Path | None = None) -> Trace:
+    """Open a trace by folder or by bundled name and check its manifest and its array headers.
+
+    The values too are checked (as by `check_trace`) where all arrays together are below `VERIFY_BELOW_BYTES`.
+
+    Raises
+    ------
+    TraceError
+        If the trace is missing or invalid.
+    """
+    trace, manifest = _open(find_trace(name_or_path, base))
+    if sum(array.nbytes for array in trace.arrays().values()) < VERIFY_BELOW_BYTES:
+        _check_values(trace, manifest)
+    return trace
+
+
+def check_trace(name_or_path: str | Path, base: Path | None = None) -> Trace:
+    """Open a trace and check everything: also the SHA-256, finiteness and range of all arrays."""
+    trace, manifest = _open(find_trace(name_or_path, base))
+    _check_values(trace, manifest)
+    return trace
+
+
+def _open(folder: Path) -> tuple[Trace, Manifest]:
+    manifest, document = read_manifest(_inside(folder, MANIFEST))
+    arrays = {name: _open_array(folder, name, spec) for name, spec in manifest.arrays.present().items()}
+    trace = Trace(
+        path=folder,
+        name=manifest.name,
+        kind=manifest.kind,
+        model=_model(manifest),
+        rope=Rope(**manifest.rope.model_dump()) if manifest.rope else None,
+        prompt_len=manifest.prompt_len,
+        steps=manifest.steps,
+        tokens=manifest.tokens,
+        provenance=Provenance(**manifest.provenance.model_dump()),
+        manifest_sha256=hashlib.sha256(document.content).hexdigest(),
+        **arrays,
+    )
+    return trace, manifest
+
+
+def _model(manifest: Manifest) -> TraceModel:
+    fields: dict[str, Any] = manifest.model.model_dump()
+    window, kept = fields["window"], tuple(fields["kept_layers"])
+    per_layer = tuple(window) if isinstance(window, list) else (window,) * len(kept)
+    return TraceModel(**fields | {"kept_layers": kept, "window": per_layer})
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return folder/name, which must not lead out of the folder."""
+    file = folder / name
+    try:
+        outside = not file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        outside = True
+    if outside:
+        raise TraceError("found a link that leads out of the trace's folder, expected a file in it", Location(file))
+    return file
+
+
+def _open_array(folder: Path, name: str, spec: ArrayFields) -> Array:
+    file = _inside(folder, f"{name}.npy")
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "no such file"
+        raise TraceError(f"arrays.{name}: found {what}, expected a .npy file", Location(file))
+    array = _memory_map(file, name)
+    if array.dtype != np.dtype(spec.dtype).newbyteorder("<"):
+        raise TraceError(f"arrays.{name}: found dtype {array.dtype.str}, expected {spec.dtype}", Location(file))
+    if list(array.shape) != spec.shape:
+        raise TraceError(f"arrays.{name}: found shape {list(array.shape)}, expected {spec.shape}", Location(file))
+    return array
+
+
+def _memory_map(file: Path, name: str) -> Array:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mapped = np.lib.format.open_memmap(file, mode="r")
+    except _NPY_ERRORS as error:
+        reason = " ".join(str(error).split())[:120]
+        raise TraceError(
+            f"arrays.{name}: found no valid array ({reason}), expected a .npy file", Location(file)
+        ) from None
+    size, expected = file.stat().st_size, mapped.offset + mapped.nbytes
+    if size != expected:
+        raise TraceError(f"arrays.{name}: found {size} bytes, expected {expected}", Location(file))
+    return np.asarray(mapped)
+
+
+def _check_values(trace: Trace, manifest: Manifest) -> None:
+    specs: Mapping[str, ArrayFields] = manifest.arrays.present()
+    for name, array in trace.arrays().items():
+        file = trace.path / f"{name}.npy"
+        found = file_sha256(file)
+        if found != specs[name].sha256:
+            raise TraceError(f"arrays.{name}.sha256: found {found}, expected {specs[name].sha256}", Location(file))
+        _check_finite(array, name, file)
+    lowest = int(trace.token_ids.min())
+    if lowest < 0:
+        raise TraceError(
+            f"arrays.token_ids: found {lowest}, expected ids of 0 or more", Location(trace.path / "token_ids.npy")
+        )
+    if trace.inv_freq is not None and trace.inv_freq.min() < 0:
+        raise TraceError("arrays.inv_freq: found a negative frequency", Location(trace.path / "inv_freq.npy"))
+
+
+def _check_finite(array: Array, name: str, file: Path) -> None:
+    if array.dtype.kind != "f":
+        return
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        finite = np.isfinite(flat[start : start + _BLOCK])
+        if not finite.all():
+            where = np.unravel_index(start + int(np.argmin(finite)), array.shape)
+            at = ", ".join(str(int(i)) for i in where)
+            raise TraceError(f"arrays.{name}: found {array[where]} at [{at}], expected finite numbers", Location(file))
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

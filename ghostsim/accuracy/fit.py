@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
-from ghostsim.accuracy.kernels import COLUMNS, ELEMENT_BYTES, UNITS, family, gpu_parts
+from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu_parts
 from ghostsim.accuracy.table import Measurement, read, schemas
 from ghostsim.seeding import generator
 from ghostsim.timing.gpu_arch_file import arch_path
@@ -70,7 +69,7 @@ def _bounds(rows: Sequence[tuple[float, float, float]], ridge: float) -> Bounds:
 _ATTENTION = _bounds(
     [(1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 20, 1), (0, 30, 6), (0.4, 1, 0.9), (0.3, 6, 2), (0.25, 1.6, 0.9)], 0.003
 )
-_GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.5)], 0.001)
+_GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.3), (0, 1, 0.1)], 0.001)
 
 
 def _search(model: Model, values: Vector, bounds: Bounds, path: str) -> Vector:
@@ -118,9 +117,7 @@ def _descend(model: Model, values: Vector, bounds: Bounds, start: Vector) -> tup
     return constants(u), best
 
 
-def _normal_equations(
-    residuals: Model, u: Vector, r: Vector, pull: Vector, ridge: float
-) -> Callable[[float], Vector]:
+def _normal_equations(residuals: Model, u: Vector, r: Vector, pull: Vector, ridge: float) -> Callable[[float], Vector]:
     """Return the Gauss-Newton step as a function of the damping."""
     nudges = 1e-4 * np.eye(len(u))
     jacobian = np.stack([(residuals(u + nudge) - r) / 1e-4 for nudge in nudges], axis=1)
@@ -170,30 +167,26 @@ def _quantiles(errors: Vector) -> tuple[float, float]:
     return float(np.quantile(errors, 0.5)), float(np.quantile(errors, 0.9))
 
 
+def _attention_params(constants: Vector, whole: tuple[int, int]) -> AttentionParams:
+    floor, doubling, start, wave, cold, efficiency, speedup, share = (float(value) for value in constants)
+    return AttentionParams(floor, doubling, start, wave, cold, efficiency, speedup, share, *whole)
+
+
 def _attention_model(whole: tuple[int, int]) -> Build:
     """Return the attention model with the whole-number constants `whole`."""
 
     def build(rows: Sequence[Measurement]) -> Model:
-        shapes = [(gpu_parts()[row.part].spec, _attention_shape(row)) for row in rows]
+        shapes = [(gpu_parts()[row.part].spec, attention_shape(row.row)) for row in rows]
         return lambda x: np.array(
-            [decode_attention_us(spec, AttentionParams(*x, *whole), *shape) for spec, shape in shapes]
+            [decode_attention_us(spec, _attention_params(x, whole), shape) for spec, shape in shapes]
         )
 
     return build
 
 
-def _attention_shape(row: Measurement) -> tuple[Any, ...]:
-    heads, rest = ("q_heads", "kv_heads", "head_dim"), ("batch", "kv_len")
-    size = ELEMENT_BYTES[row.row["kv_dtype"]]
-    return (*(int(row.row[name]) for name in heads), size, *(int(row.row[name]) for name in rest))
-
-
 def _gemm_model(rows: Sequence[Measurement]) -> Model:
-    shapes = [
-        (gpu_parts()[row.part].spec, *(int(row.row[name]) for name in "mnk"), ELEMENT_BYTES[row.row["dtype"]])
-        for row in rows
-    ]
-    return lambda x: np.array([gemm_us(spec, GemmParams(*x), *shape) for spec, *shape in shapes])
+    shapes = [(gpu_parts()[row.part].spec, gemm_shape(row.row)) for row in rows]
+    return lambda x: np.array([gemm_us(spec, GemmParams(*x), shape) for spec, shape in shapes])
 
 
 def _by_family(rows: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
@@ -241,14 +234,12 @@ def _block_lines(name: str, params: AttentionParams | GemmParams, fitted: Fitted
     return [*lines, f'    source: "{source}"', "    confidence: derived"]
 
 
-def arch_text(
-    arch: str, attention: Mapping[tuple[str, str], Fitted], gemm: Mapping[str, Fitted]
-) -> str:
+def arch_text(arch: str, attention: Mapping[tuple[str, str], Fitted], gemm: Mapping[str, Fitted]) -> str:
     """Return the YAML file of architecture `arch`."""
     lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", "attention:"]
     for (owner, name), fitted in attention.items():
         if owner == arch:
-            params = AttentionParams(*fitted.constants, *_SLOTS_AND_SPLITS[owner, name])
+            params = _attention_params(fitted.constants, _SLOTS_AND_SPLITS[owner, name])
             lines += _block_lines(name, params, fitted, "gpu_decode_attention.csv")
     for name, like in _LIKE[arch].items():
         lines += [f"  {name}:", f"    like: {like}", '    source: "no usable rows"', "    confidence: assumed"]

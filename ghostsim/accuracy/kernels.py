@@ -6,12 +6,13 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import cast, get_args
 
 from ghostsim import bundled
 from ghostsim.accuracy.table import Row
 from ghostsim.timing.gpu_arch_file import GpuArch, load_arch
-from ghostsim.timing.gpu_kernels import GpuSpec, decode_attention_us, gemm_us
-from ghostsim.timing.upmem import UPMEM_350MHZ, mram_dma_cycles
+from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
+from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, mram_dma_cycles
 from ghostsim.units import BANDWIDTH, BYTES, FLOP_RATE
 
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
@@ -56,48 +57,48 @@ def _gpu_part(found: Mapping[str, str]) -> GpuPart:
 
 def family(row: Row) -> str:
     """Return the kernel family of a decode-attention row: framework without version, TensorRT-LLM by KV type."""
-    name = _one_of(row, "framework", FRAMEWORKS, row["framework"].split(" ")[0])
+    name = row["framework"].split(" ")[0]
+    if name not in FRAMEWORKS:
+        raise FieldError("framework", f"one of {', '.join(FRAMEWORKS)} with its version, e.g. 'vllm 0.24.0'")
     return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}" if name == "trtllm" else name
+
+
+def attention_shape(row: Row) -> AttentionShape:
+    """Return the kernel that a decode-attention row measures."""
+    q_heads, kv_heads = _count(row, "q_heads"), _count(row, "kv_heads")
+    if q_heads % kv_heads:
+        raise FieldError("q_heads", f"a multiple of kv_heads {kv_heads}")
+    size = ELEMENT_BYTES[_one_of(row, "kv_dtype", tuple(ELEMENT_BYTES))]
+    return AttentionShape(q_heads, kv_heads, _count(row, "head_dim"), size, _count(row, "batch"), _count(row, "kv_len"))
 
 
 def attention_us(row: Row) -> float:
     """Predict the microseconds of a decode-attention row."""
-    gpu = gpu_parts()[row["part"]]
-    _one_of(row, "warm_l2", ("yes", "no"), row["warm_l2"])
-    q_heads, kv_heads = _heads(row)
-    return decode_attention_us(
-        gpu.spec,
-        gpu.arch.attention_params(family(row), q_heads, kv_heads),
-        q_heads,
-        kv_heads,
-        _count(row, "head_dim"),
-        ELEMENT_BYTES[_one_of(row, "kv_dtype", tuple(ELEMENT_BYTES), row["kv_dtype"])],
-        _count(row, "batch"),
-        _count(row, "kv_len"),
-    )
+    gpu, shape = gpu_parts()[row["part"]], attention_shape(row)
+    _one_of(row, "warm_l2", ("yes", "no"))
+    params = gpu.arch.attention_params(family(row), shape.q_heads, shape.kv_heads)
+    return decode_attention_us(gpu.spec, params, shape)
 
 
-def _heads(row: Row) -> tuple[int, int]:
-    q_heads, kv_heads = _count(row, "q_heads"), _count(row, "kv_heads")
-    if q_heads % kv_heads:
-        raise FieldError("q_heads", f"a multiple of kv_heads {kv_heads}")
-    return q_heads, kv_heads
+def gemm_shape(row: Row) -> GemmShape:
+    """Return the product that a GEMM row measures."""
+    size = ELEMENT_BYTES[_one_of(row, "dtype", tuple(ELEMENT_BYTES))]
+    return GemmShape(_count(row, "m"), _count(row, "n"), _count(row, "k"), size)
 
 
 def dense_us(row: Row) -> float:
     """Predict the microseconds of a GEMM row."""
     gpu = gpu_parts()[row["part"]]
-    size = ELEMENT_BYTES[_one_of(row, "dtype", tuple(ELEMENT_BYTES), row["dtype"])]
-    return gemm_us(gpu.spec, gpu.arch.gemm["dense"], _count(row, "m"), _count(row, "n"), _count(row, "k"), size)
+    return gemm_us(gpu.spec, gpu.arch.gemm["dense"], gemm_shape(row))
 
 
 def mram_cycles(row: Row) -> float:
     """Predict the DPU cycles of an MRAM DMA row."""
     spec = replace(DPUS[row["part"]], tasklets=_count(row, "tasklets"))
     nbytes = _count(row, "transfer_bytes")
-    if nbytes % 8 or not 8 <= nbytes <= 2048:
-        raise FieldError("transfer_bytes", "a multiple of 8 from 8 to 2048")
-    return mram_dma_cycles(spec, _one_of(row, "op", ("read", "write", "copy"), row["op"]), nbytes)
+    if nbytes % 8 or nbytes > DMA_MAX_BYTES:
+        raise FieldError("transfer_bytes", f"a multiple of 8 up to {DMA_MAX_BYTES}")
+    return mram_dma_cycles(spec, cast(Op, _one_of(row, "op", get_args(Op))), nbytes)
 
 
 class FieldError(ValueError):
@@ -108,10 +109,10 @@ class FieldError(ValueError):
         self.column, self.expected = column, expected
 
 
-def _one_of(row: Row, column: str, known: tuple[str, ...], name: str) -> str:
-    if name not in known or not row[column]:
+def _one_of(row: Row, column: str, known: tuple[str, ...]) -> str:
+    if row[column] not in known:
         raise FieldError(column, f"one of {', '.join(known)}")
-    return name
+    return row[column]
 
 
 def _count(row: Row, column: str) -> int:

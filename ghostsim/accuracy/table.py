@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from ghostsim.errors import Location, TableError
 
 Row = Mapping[str, str]
+_NUMBER = {int: re.compile(r"[0-9]{1,19}\Z"), float: re.compile(r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?\Z")}
+_LARGEST = 1e18
 COMMON = ("probe", "part", "value", "unit", "source")
 
 
@@ -68,7 +71,9 @@ def read(path: Path, known: Mapping[str, Schema]) -> list[Measurement]:
     records = _records(path)
     header_line, header = next(records, (1, []))
     if not any(header):
-        raise TableError("table: found an empty file, expected a header, e.g. 'probe,part,...,value,unit,source'", Location(path))
+        raise TableError(
+            "table: found an empty file, expected a header, e.g. 'probe,part,...,value,unit,source'", Location(path)
+        )
     _check_header(path, header_line, header)
     rows = [_measurement(path, line, header, record, known) for line, record in records if record]
     if not rows:
@@ -157,11 +162,8 @@ def _checked(found: Measurement, name: str, kind: type) -> float:
         if not text:
             raise _wrong(found, name, "a text")
         return 0.0
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
+    number = kind(text) if _NUMBER[kind].match(text) else math.nan
+    if not 0 <= number <= _LARGEST:
         raise _wrong(found, name, "a whole number, e.g. 128" if kind is int else "a number, e.g. 18.256")
     return float(number)
 

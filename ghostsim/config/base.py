@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,17 +23,25 @@ Text = Annotated[str, Field(min_length=1, max_length=2000)]
 """A short text."""
 
 
+class MisfitError(ValueError):
+    """Fields that do not fit together; `path` leads from the mapping to the value to change."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class Strict(BaseModel):
     """A mapping whose keys are all known and whose values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
-def _is_quantity(annotation: object) -> bool:
+def holds_number(annotation: object) -> bool:
     """Tell whether a field holds a number (a count, or a quantity with a unit)."""
     if annotation in (int, float):
         return True
-    return any(_is_quantity(part) for part in get_args(annotation) if part is not type(None))
+    return any(holds_number(part) for part in get_args(annotation) if part is not type(None))
 
 
 class Block(Strict):
@@ -60,10 +68,12 @@ class Block(Strict):
         if isinstance(value, Mapping) and "value" in value:
             _require_source({**origin, **value}, key, value["value"])
             return value["value"]
+        field = cls.model_fields.get(key)
+        if isinstance(value, Mapping) and field is not None and get_origin(field.annotation) is dict:
+            return {name: {**origin, **entry} if isinstance(entry, Mapping) else entry for name, entry in value.items()}
         if isinstance(value, Mapping):
             return {**origin, **value}
-        field = cls.model_fields.get(key)
-        if field is not None and value is not None and _is_quantity(field.annotation):
+        if field is not None and value is not None and holds_number(field.annotation):
             _require_source(origin, key, value)
         return value
 

@@ -62,7 +62,9 @@ class Node:
         object.__setattr__(self, "size", 1 + sum(child.size for child in below))
         object.__setattr__(self, "depth", 1 + max((child.depth for child in below), default=0))
         if self.size > MAX_NODES:
-            raise ConfigError(f"found more than {MAX_NODES} values after unfolding, expected a smaller document", self.at)
+            raise ConfigError(
+                f"found more than {MAX_NODES} values when unfolded, expected a smaller document", self.at
+            )
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"found a nesting deeper than {MAX_DEPTH}, expected a flatter document", self.at)
 
@@ -160,7 +162,7 @@ class _Builder:
         if depth > MAX_DEPTH:
             raise ConfigError(f"found a nesting deeper than {MAX_DEPTH}, expected a flatter document", at)
         if isinstance(event, yaml.AliasEvent):
-            return self.alias(event.anchor, at)
+            return self.alias(str(event.anchor), at)
         if event.tag is not None:
             raise ConfigError(f"found the tag {event.tag!r}, expected no tags (quotes make a string)", at)
         if event.anchor is not None:
@@ -206,7 +208,9 @@ class _Builder:
             place = self.at(event.start_mark)
             key = self.key(event, place, depth)
             if key in entries:
-                raise ConfigError(f"found the key {key!r} again (first on line {keys[key].line}), expected it once", place)
+                raise ConfigError(
+                    f"found the key {key!r} again (first on line {keys[key].line}), expected it once", place
+                )
             keys[key] = place
             entries[key] = self.node(next(self.events), depth + 1)
         return Node(entries, at, keys)
@@ -284,21 +288,37 @@ def read(path: Path, at: Location | None = None) -> tuple[Node, str]:
 # --- plain data to text --------------------------------------------------------------------------------------
 
 
-class _Plain(_Dumper):
-    """Writes strings so that they read back as strings under YAML 1.2."""
+_SHORT = 100
 
-    def ignore_aliases(self, data: Any) -> bool:
+
+class _Plain(_Dumper):
+    """Writes strings so that they read back as strings under YAML 1.2, and short collections on one line."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        node.flow_style = _fits_a_line([part for pair in node.value for part in pair])
+        return node
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        node = super().represent_sequence(tag, sequence, flow_style)
+        node.flow_style = _fits_a_line(node.value)
+        return node
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (its name is given by the dumper)
         return True
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         if kind is not yaml.ScalarNode or not implicit[0]:
-            return str(super().resolve(kind, value, implicit))
+            return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
         names = {bool: "bool", int: "int", float: "float", type(None): "null"}
         return f"tag:yaml.org,2002:{names.get(type(resolve(value)), 'str')}"
 
 
+def _fits_a_line(parts: list[yaml.Node]) -> bool:
+    short = sum(len(str(part.value)) + 3 for part in parts) <= _SHORT
+    return short and all(isinstance(part, yaml.ScalarNode) or not part.value for part in parts)
+
+
 def dump(document: Any) -> str:
     """Return `document` (dicts, lists, scalars) as YAML; keys keep their order."""
-    return str(
-        yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
-    )
+    return str(yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=2**30))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ghostsim.config.base import Block, _is_quantity
+from ghostsim.config.base import Block, holds_number
 from ghostsim.config.document import Node
 from ghostsim.config.hardware import AnyPart, Part, Platform
 from ghostsim.config.model import Model
@@ -97,21 +97,33 @@ def is_table(annotation: Any) -> bool:
 def is_quantity(annotation: Any, node: Node, key: str) -> bool:
     """Tell whether ``node[key]`` is a hardware number, which must name its source."""
     model = model_of(annotation, node)
-    if model is None or not issubclass(model, Block):
-        return False
+    return model is not None and holds_hardware_number(model, key)
+
+
+def holds_hardware_number(model: type[BaseModel], key: str) -> bool:
+    """Tell whether a field of a model is a hardware number."""
     info = fields(model).get(key)
-    return info is not None and key != "schema" and _is_quantity(info.annotation)
+    return issubclass(model, Block) and info is not None and key != "schema" and holds_number(info.annotation)
 
 
 def example(info: FieldInfo | None) -> str | None:
     """Return a value that a field would take, as it is written."""
     if info is None:
         return None
-    for note in info.metadata:
+    for note in (*info.metadata, *_notes(info.annotation)):
         shown = (getattr(note, "json_schema", None) or {}).get("examples")
         if shown:
             return repr(shown[0])
     return next((text for text in map(_sample, options(info.annotation)) if text), None)
+
+
+def _notes(annotation: Any) -> Iterator[Any]:
+    """Yield the metadata of the alternatives of a type."""
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _notes(part)
 
 
 def _sample(part: Any) -> str | None:
@@ -119,4 +131,6 @@ def _sample(part: Any) -> str | None:
         return str(get_args(part)[0])
     if get_origin(part) is Annotated:
         return _sample(get_args(part)[0])
+    if get_origin(part) is tuple:
+        return f"[{_sample(get_args(part)[0])}]"
     return {int: "8", float: "0.5", bool: "true", str: "some_name"}.get(part)

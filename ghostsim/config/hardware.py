@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import networkx as nx
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from ghostsim.config.base import Block, Count, Fraction, Number, Text
+from ghostsim.config.base import Block, Count, Fraction, MisfitError, Number, Text
 from ghostsim.units import (
     DURATION,
     Bandwidth,
@@ -45,6 +45,7 @@ def _not_negative(value: float) -> float:
     return value
 
 
+Positive = Annotated[Number, Field(gt=0)]
 PositiveBandwidth = Annotated[Bandwidth, AfterValidator(_positive)]
 PositiveBytes = Annotated[Bytes, AfterValidator(_positive)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
@@ -268,6 +269,18 @@ class CxlExpander(Part):
         return self.memory.capacity
 
 
+class MramDma(Block):
+    """The DMA engine between MRAM and WRAM, in DPU cycles."""
+
+    read_setup: Positive
+    """From issue to first byte of a read."""
+    write_setup: Positive
+    bytes_per_cycle: Positive
+    engine_setup: Positive
+    """What the engine, shared by all tasklets, is busy per transfer besides its bytes."""
+    engine_per_byte: Positive
+
+
 class Upmem(Part):
     """UPMEM DIMMs: DRAM processing units beside 64 MiB of MRAM each."""
 
@@ -279,9 +292,7 @@ class Upmem(Part):
     mram: PositiveBytes
     """MRAM of one DPU."""
     wram: PositiveBytes
-    dma_alpha: Count
-    """Cycles of an MRAM read before the first byte."""
-    dma_bytes_per_cycle: Annotated[Number, Field(gt=0)]
+    dma: MramDma
     launch: Delay
     """Host time to start a kernel on all ranks and to see it end."""
     parallel_to_dpu: PositiveBandwidth
@@ -372,9 +383,10 @@ class Link(Part):
     @model_validator(mode="after")
     def _within_raw_rate(self) -> Link:
         if self.bandwidth is not None and self.bandwidth > self.raw:
-            raise ValueError(
+            raise MisfitError(
                 f"found a bandwidth of {self.bandwidth / 1e9:g} GB/s, expected at most the raw rate of the link, "
-                f"{self.raw / 1e9:g} GB/s ({self.width} lanes)"
+                f"{self.raw / 1e9:g} GB/s ({self.width} lanes)",
+                "bandwidth",
             )
         if self.protocol == "pcie" and (self.mps is None or self.mrrs is None):
             raise ValueError("found a PCIe link without mps and mrrs, expected both, e.g. mps: 256 B, mrrs: 512 B")
@@ -415,30 +427,34 @@ class Platform(Block):
         self._check_names()
         graph = self.graph()
         if "hbm" not in self.tiers:
-            raise ValueError("found no hbm tier, expected one, e.g. tiers: {hbm: [gpu0]}")
+            raise MisfitError("found no hbm tier, expected one, e.g. tiers: {hbm: [gpu0]}", "tiers")
         gpu = self.tiers["hbm"][0]
         for tier, names in self.tiers.items():
-            for name in names:
+            for index, name in enumerate(names):
                 if not nx.has_path(graph, gpu, name):
-                    raise ValueError(f"found tier {tier} on {name}, which no link reaches from {gpu}, expected a path")
+                    message = f"found tier {tier} on {name}, which no link reaches from {gpu}, expected a path"
+                    raise MisfitError(message, "tiers", tier, index)
         return self
 
     def _check_names(self) -> None:
         for name, link in self.links.items():
             if name in TIERS:
-                raise ValueError(f"found a link named {name}, expected a name that is not a tier ({', '.join(TIERS)})")
-            for end in link.between:
+                message = f"found a link named {name}, expected a name that is not a tier ({', '.join(TIERS)})"
+                raise MisfitError(message, "links", name)
+            for index, end in enumerate(link.between):
                 if end not in self.devices:
-                    raise ValueError(f"found link {name} to {end!r}, expected a device: {', '.join(self.devices)}")
+                    message = f"found {end!r}, expected a device: {', '.join(self.devices)}"
+                    raise MisfitError(message, "links", name, "between", index)
         for tier, names in self.tiers.items():
             kind = _TIER_KINDS[tier]
             fitting = [name for name, device in self.devices.items() if device.kind == kind]
             if not names:
-                raise ValueError(f"found no device for tier {tier}, expected at least one of kind {kind}")
-            for name in names:
+                raise MisfitError(f"found no device, expected at least one of kind {kind}", "tiers", tier)
+            for index, name in enumerate(names):
                 if name not in fitting:
                     choice = ", ".join(fitting) or "none is here"
-                    raise ValueError(f"found {name!r} for tier {tier}, expected a device of kind {kind}: {choice}")
+                    message = f"found {name!r}, expected a device of kind {kind}: {choice}"
+                    raise MisfitError(message, "tiers", tier, index)
 
     def graph(self) -> nx.Graph[str]:
         """Return devices as nodes and links as edges with their name and one-way latency in ps."""

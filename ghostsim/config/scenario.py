@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ghostsim.config.base import Count, Strict, Text, Whole
+from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
 from ghostsim.config.hardware import Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
@@ -62,9 +62,10 @@ class Run(Strict):
             return self
         tiers = {"gpu": ("hbm",), "cpu": ("dram",)}.get(self.filter, (self.filter,))
         if self.index_tier not in tiers:
-            raise ValueError(
+            raise MisfitError(
                 f"found filter {self.filter} for an index in {self.index_tier}, "
-                f"expected index_tier: {' or '.join(tiers)} for that filter"
+                f"expected index_tier: {' or '.join(tiers)} for that filter",
+                "filter",
             )
         return self
 
@@ -85,20 +86,22 @@ class Scenario(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Scenario:
-        for label in self.baseline:
+        for index, label in enumerate(self.baseline):
             if label not in self.runs:
-                raise ValueError(f"found baseline {label!r}, expected one of the runs {', '.join(self.runs)}")
-        for bound in self.require:
-            _check_requirement(bound, tuple(self.runs))
+                message = f"found {label!r}, expected one of the runs {', '.join(self.runs)}"
+                raise MisfitError(message, "baseline", index)
+        for index, bound in enumerate(self.require):
+            _check_requirement(bound, index, tuple(self.runs))
         return self
 
 
-def _check_requirement(bound: str, labels: tuple[str, ...]) -> None:
+def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
     found = REQUIREMENT.match(bound)
     if found is None:
-        raise ValueError(
-            f"found the requirement {bound!r}, expected PATH OP NUMBER, "
-            "e.g. 'ghostkv_cxl.quality.lost_mass.max <= 0.01'"
+        raise MisfitError(
+            f"found {bound!r}, expected PATH OP NUMBER, e.g. 'ghostkv_cxl.quality.lost_mass.max <= 0.01'",
+            "require",
+            index,
         )
     if found[1].split(".")[0] not in labels:
-        raise ValueError(f"found the requirement {bound!r}, expected it to start with a run: {', '.join(labels)}")
+        raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)

@@ -24,9 +24,9 @@ class Sweep(Strict):
     name: Text | None = None
     summary: Text = "sweep"
     scenario: Text
-    grid: dict[Text, _Values] = {}
+    grid: dict[Text, _Values] = Field(default={})
     """Every combination."""
-    zip: dict[Text, _Values] = {}
+    zip: dict[Text, _Values] = Field(default={})
     """Values that change together."""
     points: tuple[dict[Text, Any], ...] = ()
     """Points that are listed."""

@@ -8,6 +8,7 @@ bank model in `ghostsim.timing.dram`.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from ghostsim.config.hardware import Dram, Memory, cycles
 from ghostsim.devices.leg import Leg
@@ -21,6 +22,8 @@ _OUTSTANDING = 256
 _LONGEST_RECORD = 4096
 _SHORTEST_RECORD = 64
 _PS_PER_NS = 1000
+_MOST_RECORDS = 17
+"""Bits of a number of records from which on channels are even."""
 
 
 def timing_of(part: Dram) -> DramTiming:
@@ -98,26 +101,34 @@ class DramMedia:
         self.activation_rate = memory.channels * dram.activation_rate(timing)
         self.activations = network.resource(f"{name}.activations", self.activation_rate)
         self.latency_ps = memory.latency + idle_latency_ps(memory.dram)
+        self.bandwidth = cache(self._bandwidth)
+        self.stream = cache(self._stream)
+        self._gather_of = cache(self._gather)
 
-    def bandwidth(self, pattern: Pattern, records: int = 0) -> float:
-        """Return what all channels give a pattern: a gather ends with its fullest channel."""
-        spread = dram.channel_imbalance(records, self.memory.channels) if records else 1.0
-        whole = self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
-        return float(whole / spread)
+    def _bandwidth(self, pattern: Pattern) -> float:
+        """Return what all channels give a pattern at saturation, bytes/s."""
+        return self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
 
-    def stream(self, write_share: float = 0.0) -> Leg:
+    def _stream(self, write_share: float = 0.0) -> Leg:
         """Return the cost of a long run of consecutive bytes."""
         reached = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 1.0 - write_share))
         return Leg(((self.bus, max(1.0, self.peak / reached)),), self.latency_ps)
 
     def gather(self, piece_bytes: float, records: int, *, write: bool = False) -> Leg:
-        """Return the cost of scattered pieces: bus time for whole bursts, the rest on the activation budget."""
+        """Return the cost of scattered pieces: bus time for whole bursts, the rest on the activation budget.
+
+        A gather of few records ends with its fullest channel; their number counts in powers of two.
+        """
         if piece_bytes > _LONGEST_RECORD:
-            return self.stream(write_share=1.0 if write else 0.0)
+            return self.stream(1.0 if write else 0.0)
+        return self._gather_of(piece_bytes, min(_MOST_RECORDS, max(1, records).bit_length()), write)
+
+    def _gather(self, piece_bytes: float, bits: int, write: bool) -> Leg:
         access = self.part.geometry.access_bytes
         moved = math.ceil(piece_bytes / access) * access / piece_bytes
-        size = _record_size(piece_bytes)
-        reached = self.bandwidth(Pattern("random", size, 0.0 if write else 1.0), records)
-        stream = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 0.0 if write else 1.0))
-        bus = moved * max(1.0, self.peak / stream)
-        return Leg(((self.bus, bus), (self.activations, moved * self.activation_rate / reached)), self.latency_ps)
+        read_share = 0.0 if write else 1.0
+        reached = self.bandwidth(Pattern("random", _record_size(piece_bytes), read_share))
+        reached /= dram.channel_imbalance(2**bits, self.memory.channels)
+        (_, stream_cost), *_ = self.stream(1.0 - read_share).costs
+        activations = (self.activations, moved * self.activation_rate / reached)
+        return Leg(((self.bus, moved * stream_cost), activations), self.latency_ps)

@@ -12,7 +12,15 @@ from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, rounded
 from ghostsim.engine.network import Network
 from ghostsim.timing.gpu_arch_file import load_arch
-from ghostsim.timing.gpu_kernels import GemmSplit, GpuSpec, KernelSplit, attention_split, gemm_split
+from ghostsim.timing.gpu_kernels import (
+    AttentionShape,
+    GemmShape,
+    GemmSplit,
+    GpuSpec,
+    KernelSplit,
+    attention_split,
+    gemm_split,
+)
 
 _PS_PER_S = 1e12
 _BYTES_PER_SM = 32 * 1024
@@ -36,22 +44,24 @@ class GpuDevice:
         self.gemm_split = lru_cache(maxsize=256)(self._gemm_split)
         self.attention_split = lru_cache(maxsize=4096)(self._attention_split)
 
-    def _gemm_split(self, m: int, n: int, k: int, bytes_per_element: int) -> GemmSplit:
-        return gemm_split(self.spec, next(iter(self.arch.gemm.values())), m, n, k, bytes_per_element)
+    def _gemm_split(self, shape: GemmShape) -> GemmSplit:
+        return gemm_split(self.spec, next(iter(self.arch.gemm.values())), shape)
 
-    def _attention_split(self, q_heads: int, kv_heads: int, head_dim: int, width: float, batch: int, kv_len: int) -> KernelSplit:
-        params = self.arch.attention_params(self.part.attention_kernels, q_heads, kv_heads)
-        return attention_split(self.spec, params, q_heads, kv_heads, head_dim, width, batch, kv_len)
+    def _attention_split(self, shape: AttentionShape) -> KernelSplit:
+        params = self.arch.attention_params(self.part.attention_kernels, shape.q_heads, shape.kv_heads)
+        return attention_split(self.spec, params, shape)
 
     def gemm(self, m: int, n: int, k: int, bytes_per_weight: int, nbytes: int) -> Job:
         """Multiply activations [m, k] by weights [k, n]: a roofline over HBM and tensor cores."""
-        split = self.gemm_split(m, n, k, bytes_per_weight)
+        split = self.gemm_split(GemmShape(m, n, k, bytes_per_weight))
         flops_per_byte = 2 * m * n * k / nbytes
         arithmetic = (self.tensor, flops_per_byte * self.part.tensor / split.flops_per_s)
         route = (*self.hbm.kernel(split.bytes_per_s).costs, arithmetic)
         return Job(split.fixed_ps, (Part(self.network.flow_class(route, self.weight), nbytes),))
 
-    def attention(self, model: Model, batch: int, tokens: int, token_bytes: int, flops: int, runs: int | None = None) -> Job:
+    def attention(
+        self, model: Model, batch: int, tokens: int, token_bytes: int, flops: int, runs: int | None = None
+    ) -> Job:
         """Attend over `tokens` (summed over requests and KV heads) that lie in HBM.
 
         With `runs` they lie scattered in so many pieces. A format other than the model's own is dequantised on
@@ -59,7 +69,8 @@ class GpuDevice:
         """
         width = token_bytes / (2 * model.head_dim)
         kv_len = rounded(tokens / (batch * model.kv_heads))
-        split = self.attention_split(model.q_heads, model.kv_heads, model.head_dim, width, batch, kv_len)
+        shape = AttentionShape(model.q_heads, model.kv_heads, model.head_dim, width, batch, kv_len)
+        split = self.attention_split(shape)
         nbytes = tokens * token_bytes
         leg = self.hbm.kernel(split.bytes_per_s)
         if runs is not None:

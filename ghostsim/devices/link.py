@@ -18,12 +18,16 @@ def data_bandwidth(link: Link, piece_bytes: float, *, write: bool = False) -> fl
     """
     payload = int(min(_LONGEST_PAYLOAD, max(_LINE_BYTES, piece_bytes)))
     if link.protocol == "pcie":
-        assert link.mps is not None  # the link's own validator has seen to it
+        assert link.mps is not None  # the link's own validator has seen to both
         assert link.mrrs is not None
-        model = pcie.write_bandwidth if write else pcie.read_bandwidth
-        reached = model(link.rate, link.width, payload, link.mps, link.mrrs)
-    elif link.protocol == "cxl":
-        reached = flit.link_bandwidth(link.rate, link.width, link.flit, write=write)
+        reached = (
+            pcie.write_bandwidth(link.rate, link.width, payload, link.mps)
+            if write
+            else pcie.read_bandwidth(link.rate, link.width, payload, link.mps, link.mrrs)
+        )
+    elif link.protocol == "cxl" and link.flit != "none":
+        both = flit.link_bandwidth(link.rate, link.width, link.flit, read_fraction=0.0 if write else 1.0)
+        reached = both.write_bytes_per_s if write else both.read_bytes_per_s
     else:
         reached = link.raw * link.encoding
     return min(reached, link.bandwidth or reached)

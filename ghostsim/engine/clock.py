@@ -13,7 +13,7 @@ PS_PER_NS = 10**3
 PS_PER_US = 10**6
 PS_PER_MS = 10**9
 PS_PER_S = 10**12
-NEVER = 2**63 - 1
+NEVER = 2**127
 
 LAST = EventPriority(NORMAL + 1)
 """Comes after every ordinary event of its instant."""

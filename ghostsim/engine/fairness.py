@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _ROUNDING = 1 + 1e-12
 
 
-@dataclass(frozen=True)
-class Demand:
-    """`count` equal flows: units of each resource (by index) that a byte costs, weight, ceiling in bytes per time."""
+class Demand(NamedTuple):
+    """`flows` equal flows: units of each resource (by index) that a byte costs, weight, ceiling in bytes per time."""
 
     costs: tuple[tuple[int, float], ...]
     weight: float
     ceiling: float
-    count: int
+    flows: int
 
 
 def max_min_rates(demands: Sequence[Demand], capacities: Sequence[float]) -> list[float]:
@@ -28,34 +27,30 @@ def max_min_rates(demands: Sequence[Demand], capacities: Sequence[float]) -> lis
     """
     rates = [0.0] * len(demands)
     room = list(capacities)
-    rising = set(range(len(demands)))
+    crossing = _crossing(demands)
+    capped = sorted(range(len(demands)), key=lambda i: demands[i].ceiling / demands[i].weight, reverse=True)
     level = 0.0
-    while rising:
-        wanted = _wanted(demands, rising)
+    while capped:
+        wanted = {resource: sum(users.values()) for resource, users in crossing.items() if users}
+        filled = min((room[resource] / units for resource, units in wanted.items()), default=math.inf)
         # Levels never fall; the bound keeps rounding from making one do so, or reach 0.
-        level = max(level, _next_level(demands, rising, room, wanted))
-        full = {resource for resource, units in wanted.items() if room[resource] <= units * level * _ROUNDING}
-        for i in sorted(rising):
-            demand = demands[i]
-            capped = demand.ceiling <= demand.weight * level * _ROUNDING
-            if capped or any(resource in full for resource, _ in demand.costs):
-                rates[i] = min(demand.ceiling, demand.weight * level)
-                rising.discard(i)
-                for resource, cost in demand.costs:
-                    room[resource] -= demand.count * cost * rates[i]
+        level = max(level, min(filled, demands[capped[-1]].ceiling / demands[capped[-1]].weight))
+        stopping = {i for r, units in wanted.items() if room[r] <= units * level * _ROUNDING for i in crossing[r]}
+        while capped and demands[capped[-1]].ceiling <= demands[capped[-1]].weight * level * _ROUNDING:
+            stopping.add(capped.pop())
+        for i in sorted(stopping):
+            rates[i] = min(demands[i].ceiling, demands[i].weight * level)
+            for resource, cost in demands[i].costs:
+                del crossing[resource][i]
+                room[resource] -= demands[i].flows * cost * rates[i]
+        capped = [i for i in capped if i not in stopping]
     return rates
 
 
-def _wanted(demands: Sequence[Demand], rising: set[int]) -> dict[int, float]:
-    """Units of each resource that the rising flows take per unit of level."""
-    wanted: dict[int, float] = {}
-    for i in sorted(rising):
-        demand = demands[i]
+def _crossing(demands: Sequence[Demand]) -> dict[int, dict[int, float]]:
+    """Return, by resource, the demands on it and the units they take per unit of level."""
+    crossing: dict[int, dict[int, float]] = {}
+    for i, demand in enumerate(demands):
         for resource, cost in demand.costs:
-            wanted[resource] = wanted.get(resource, 0.0) + demand.count * demand.weight * cost
-    return wanted
-
-
-def _next_level(demands: Sequence[Demand], rising: set[int], room: Sequence[float], wanted: dict[int, float]) -> float:
-    filled = min((room[resource] / units for resource, units in wanted.items()), default=math.inf)
-    return min(filled, *(demands[i].ceiling / demands[i].weight for i in rising))
+            crossing.setdefault(resource, {})[i] = demand.flows * demand.weight * cost
+    return crossing

@@ -24,20 +24,30 @@ from ghostsim.engine.clock import LAST, NEVER, PS_PER_S, SLACK_PS, Call, whole_p
 from ghostsim.engine.fairness import Demand, max_min_rates
 
 Route: TypeAlias = tuple[tuple["Resource", float], ...]
-_ClassKey: TypeAlias = tuple[Route, float, float | None]
+Mix: TypeAlias = Callable[[float], float]
+_ClassKey: TypeAlias = tuple[Route, float, float | None, tuple["Resource", ...]]
 _StateKey: TypeAlias = tuple[tuple[int, int], ...]
 
 _MOST_STATES = 2**15
+_MOST_ROUNDS = 8
 _NUMBER = itemgetter(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """Something that flows share: `capacity` units (bytes, operations, activations) per second."""
+    """Something that flows share: `capacity` units (bytes, operations, activations) per second.
+
+    With `mix`, a share x of writes among the units leaves `mix(x)` units per second; `mix(0)` is `capacity`.
+    """
 
     name: str
     capacity: float
     index: int
+    mix: Mix | None = None
+
+    def at(self, write_share: float) -> float:
+        """Return the units per second at that share of writes."""
+        return self.mix(write_share) if self.mix else self.capacity
 
 
 class FlowClass:
@@ -51,6 +61,8 @@ class FlowClass:
         Bytes that the requester of one flow keeps outstanding; only ratios matter.
     ceiling
         Highest rate of one flow, bytes/s.
+    writes
+        Resources of the route to which the bytes are written.
     rate
         Present rate of one flow, bytes/ps; 0 while there is none.
     served
@@ -61,13 +73,29 @@ class FlowClass:
         When the first of them ends if `rate` holds.
     """
 
-    __slots__ = ("ceiling", "finish_ps", "index", "rate", "route", "served", "since_ps", "tags", "weight")
+    __slots__ = (
+        "ceiling",
+        "costs",
+        "finish_ps",
+        "index",
+        "rate",
+        "route",
+        "served",
+        "since_ps",
+        "tags",
+        "weight",
+        "writes",
+    )
 
-    def __init__(self, index: int, route: Route, weight: float, ceiling: float | None) -> None:
+    def __init__(
+        self, index: int, route: Route, weight: float, ceiling: float | None, writes: tuple[Resource, ...]
+    ) -> None:
         self.index = index
         self.route = route
+        self.costs = tuple((resource.index, cost) for resource, cost in route)
         self.weight = weight
         self.ceiling = ceiling
+        self.writes = writes
         self.tags: list[tuple[float, int, Flow]] = []
         self.served = 0.0
         self.since_ps = 0
@@ -77,8 +105,13 @@ class FlowClass:
     @property
     def solo_rate(self) -> float:
         """Rate of a flow that is alone, bytes/s."""
-        rates = [resource.capacity / cost for resource, cost in self.route]
+        rates = [resource.at(float(resource in self.writes)) / cost for resource, cost in self.route]
         return min(rates if self.ceiling is None else [*rates, self.ceiling])
+
+    def demand(self, count: int) -> Demand:
+        """Return what `count` flows of the class ask for, in bytes/ps."""
+        ceiling = math.inf if self.ceiling is None else self.ceiling / PS_PER_S
+        return Demand(self.costs, self.weight, ceiling, count)
 
     def push(self, flow: Flow, now: int) -> None:
         """Add a flow; if its class was idle it stands still until the rates are solved."""
@@ -104,7 +137,10 @@ class FlowClass:
         self.served += self.rate * (now - self.since_ps)
         self.since_ps = now
         self.rate = rate
-        self.finish_ps = now + max(0, whole_ps((self.tags[0][0] - self.served) / rate)) if rate else NEVER
+        self.finish_ps = NEVER
+        if rate:
+            left_ps = (self.tags[0][0] - self.served) / rate - SLACK_PS
+            self.finish_ps = now + math.ceil(left_ps) if left_ps > 0 else now
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +158,10 @@ class Probe:
     """Something that watches a network; override what you need."""
 
     def on_rates(self, now_ps: int, used: Sequence[float]) -> None:
-        """See the units per second in use of each resource (by `Resource.index`) from now on."""
+        """See the units per second in use of each resource (by `Resource.index`) from now on.
+
+        Of a resource with a `mix` it is the share of its time, times `Resource.capacity`.
+        """
 
     def on_start(self, now_ps: int, flow: Flow) -> None:
         """See a flow whose first byte leaves now."""
@@ -169,9 +208,11 @@ class Network:
         self._state = self._solved = _State([])
         self._armed_ps = NEVER
         self._settling = False
+        self._nominal: list[float] = []
+        self._mixed = False
 
-    def resource(self, name: str, capacity: float) -> Resource:
-        """Add a resource of `capacity` units per second.
+    def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
+        """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
 
         Raises
         ------
@@ -182,11 +223,17 @@ class Network:
             raise ValueError(f"resource {name}: found capacity {capacity!r}, expected a positive number, e.g. 56e9")
         if name in self.resources:
             raise ValueError(f"resource {name}: found the name twice, expected one resource of that name")
-        self.resources[name] = Resource(name, float(capacity), len(self.resources))
+        self.resources[name] = Resource(name, float(capacity), len(self.resources), mix)
+        self._nominal.append(float(capacity))
+        self._mixed = self._mixed or mix is not None
         return self.resources[name]
 
     def flow_class(
-        self, route: Sequence[tuple[Resource, float]], weight: float = 1.0, ceiling: float | None = None
+        self,
+        route: Sequence[tuple[Resource, float]],
+        weight: float = 1.0,
+        ceiling: float | None = None,
+        writes: Sequence[Resource] = (),
     ) -> FlowClass:
         """Return the class of flows over `route`, the same object for the same arguments.
 
@@ -198,18 +245,24 @@ class Network:
             Share of one flow relative to the others: the bytes its requester keeps outstanding.
         ceiling
             Highest rate of one flow, bytes/s.
+        writes
+            Resources of the route to which the bytes are written; matters where a resource has a `mix`.
 
         Raises
         ------
         ValueError
-            If a number is out of range, or nothing limits the flow.
+            If a number is out of range, a resource is another network's, or nothing limits the flow.
         """
         costs: dict[Resource, float] = {}
         for resource, cost in route:
+            if self.resources.get(resource.name) is not resource:
+                raise ValueError(f"resource {resource.name}: found one of another network, expected one of this")
             costs[resource] = costs.get(resource, 0.0) + float(cost)
-        key = (tuple((resource, cost) for resource, cost in costs.items() if cost), float(weight), ceiling)
+        paid = tuple((resource, cost) for resource, cost in costs.items() if cost)
+        mixed = tuple(resource for resource in costs if resource in writes and resource.mix)
+        key = (paid, float(weight), ceiling, mixed)
         if key not in self._classes:
-            _check_class(*key)
+            _check_class(*key[:3])
             self._classes[key] = FlowClass(len(self._classes), *key)
         return self._classes[key]
 
@@ -274,7 +327,10 @@ class Network:
         if now != self._armed_ps:
             return
         self._armed_ps = NEVER
-        due = [entry for cls in self._solved.classes if cls.finish_ps <= now for entry in cls.pop_due(now)]
+        due: list[tuple[float, int, Flow]] = []
+        for flow_class in self._solved.classes:
+            if flow_class.finish_ps <= now:
+                due += flow_class.pop_due(now)
         if len(due) > 1:
             due.sort(key=_NUMBER)
         calls, self._settling = not self._settling, True
@@ -311,7 +367,10 @@ class Network:
                 flow_class.change_rate(rate, now)
             for probe in self.probes:
                 probe.on_rates(now, state.used or self._usage(state))
-        next_ps = min([flow_class.finish_ps for flow_class in state.classes], default=NEVER)
+        next_ps = NEVER
+        for flow_class in state.classes:
+            if flow_class.finish_ps < next_ps:  # noqa: PLR1730 - half the time of `min`
+                next_ps = flow_class.finish_ps
         if next_ps < self._armed_ps:
             self._armed_ps = next_ps
             Call(self.env, self._end_due, next_ps - now)
@@ -350,9 +409,29 @@ class Network:
         return state.shares
 
     def _fill(self, state: _State) -> dict[FlowClass, float]:
-        capacities = [resource.capacity / PS_PER_S for resource in self.resources.values()]
-        rates = max_min_rates([_demand(cls, count) for cls, count in state.counts], capacities)
+        """Solve for the rates; where writes lower a capacity, until rates and shares of writes agree."""
+        demands = [cls.demand(count) for cls, count in state.counts]
+        rates: list[float] = []
+        before: list[float] | None = None
+        for _ in range(_MOST_ROUNDS):
+            capacities = self._capacities(state, rates)
+            if capacities == before:
+                break
+            before = capacities
+            rates = max_min_rates(demands, [capacity / PS_PER_S for capacity in capacities])
         return dict(zip(state.classes, rates, strict=True))
+
+    def _capacities(self, state: _State, rates: Sequence[float]) -> list[float]:
+        """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
+        if not self._mixed:
+            return self._nominal
+        reads_and_writes: dict[Resource, list[float]] = {}
+        for (cls, count), rate in zip(state.counts, rates, strict=False):
+            for resource, cost in cls.route:
+                if resource.mix:
+                    reads_and_writes.setdefault(resource, [0.0, 0.0])[resource in cls.writes] += count * rate * cost
+        shares = {resource: writes / (reads + writes) for resource, (reads, writes) in reads_and_writes.items()}
+        return [resource.at(shares.get(resource, 0.0)) for resource in self.resources.values()]
 
     def _usage(self, state: _State) -> tuple[float, ...]:
         if state.used is None:
@@ -361,12 +440,13 @@ class Network:
             for flow_class, count in state.counts:
                 for resource, cost in flow_class.route:
                     used[resource.index] += count * shares[flow_class] * cost * PS_PER_S
-            # Rounding must not make a full resource busier than full.
-            state.used = tuple(min(pair) for pair in zip(used, self._capacities(), strict=True))
+            able = self._capacities(state, list(shares.values()))
+            # Rounding, and the last round of a mix, must not make a full resource busier than full.
+            state.used = tuple(
+                resource.capacity * min(1.0, units / capacity)
+                for resource, units, capacity in zip(self.resources.values(), used, able, strict=True)
+            )
         return state.used
-
-    def _capacities(self) -> list[float]:
-        return [resource.capacity for resource in self.resources.values()]
 
 
 def _check_class(route: Route, weight: float, ceiling: float | None) -> None:
@@ -375,9 +455,3 @@ def _check_class(route: Route, weight: float, ceiling: float | None) -> None:
         raise ValueError(f"found weight, costs and ceiling {numbers}, expected positive finite numbers")
     if not route and ceiling is None:
         raise ValueError("found a flow without resource and ceiling, expected something that limits its rate")
-
-
-def _demand(flow_class: FlowClass, count: int) -> Demand:
-    ceiling = math.inf if flow_class.ceiling is None else flow_class.ceiling / PS_PER_S
-    costs = tuple((resource.index, cost) for resource, cost in flow_class.route)
-    return Demand(costs, flow_class.weight, ceiling, count)

@@ -166,7 +166,9 @@ def _timeline(events: list[dict[str, Any]], about: Mapping[str, Any]) -> Timelin
     for each in events:
         if each["ph"] == "C":
             changes.setdefault((labels[each["pid"]], each["name"]), []).append((_ps(each["ts"]), each["args"]["value"]))
-    counters = tuple(_counter(header, changes.get((header["label"], header["resource"]), [])) for header in about["counters"])
+    counters = tuple(
+        _counter(header, changes.get((header["label"], header["resource"]), [])) for header in about["counters"]
+    )
     return Timeline(slices, counters, about["metadata"])
 
 

@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 TOP = 32
-_BLOCK_ELEMENTS = 25_000_000
+_BLOCK_ELEMENTS = 17_000_000
 _TOP_CHUNK = 128
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ghostsim.policy.exact import Array
 Mask = npt.NDArray[np.bool_]
 
 _BINS = 2048
+_LOW_BINS = 6144
 CLIP = 80.0
 """Bounds are cut off at peak + CLIP: e^80 is beyond any budget, and fits fp32."""
 
@@ -29,8 +31,20 @@ def take_top(scores: Array, k: int) -> Mask:
     return mask
 
 
-def spend(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread: float) -> Mask:
-    """Leave units out, least bound first, while the sum of their costs stays within the limit; take the others.
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What leaving units out costs, sorted into bins of their bound; `index` [g, n] is the bin of each unit."""
+
+    bounds: Array
+    costs: Array
+    limits: npt.NDArray[np.float64]
+    index: npt.NDArray[np.int64]
+    spent: npt.NDArray[np.float64]
+    """[g, bins] sum of the costs of a bin."""
+
+
+def ledger(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread: float) -> Ledger:
+    """Sort units into bins of their bound, so that `spend` needs to sort one bin only.
 
     Parameters
     ----------
@@ -43,40 +57,58 @@ def spend(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread: 
 
     Notes
     -----
-    Sorting all units of all queries is too slow. A unit whose exp(bound) alone is over the limit is taken, and all units
-    below limit / (n * spread) together fit; a histogram between the two finds the bin of the cut, and only that
-    bin is sorted.
+    Sorting all units of all queries is too slow. A unit whose exp(bound) alone is over the limit is taken, and all
+    units below limit / (n * spread) together fit: the cut lies between the two. Bins go on below, because additions
+    to one and the same bin wait for each other.
     """
-    g, n = bounds.shape
-    if n == 0:
-        return np.zeros((g, 0), dtype=bool)
     top = np.log(limits)
-    bottom = top - np.log(n * spread) - 1e-3
+    bottom = top - np.log(max(1, bounds.shape[1]) * spread) - 1e-3
     bins = np.subtract(bounds, bottom[:, None].astype(bounds.dtype))
     bins *= (_BINS / (top - bottom))[:, None].astype(bounds.dtype)
-    np.clip(bins, 0, _BINS, out=bins)
+    bins += _LOW_BINS
+    np.clip(bins, 0, _LOW_BINS + _BINS, out=bins)
     index = bins.astype(np.int64)
-    mask = np.empty((g, n), dtype=bool)
-    for j in range(g):
-        mask[j] = _spend_row(bounds[j], costs[j], index[j], float(limits[j]))
-    return mask
+    return Ledger(bounds, costs, limits, index, _by_bin(index, costs))
 
 
-def _spend_row(bounds: Array, costs: Array, index: npt.NDArray[np.int64], limit: float) -> Mask:
-    spent = np.cumsum(np.bincount(index, weights=costs, minlength=_BINS + 1))
-    cut = int(np.searchsorted(spent, limit, side="right"))
+def _by_bin(index: npt.NDArray[np.int64], costs: Array) -> npt.NDArray[np.float64]:
+    rows = zip(index, costs, strict=True)
+    return np.stack([np.bincount(i, weights=c, minlength=_LOW_BINS + _BINS + 1) for i, c in rows])
+
+
+def spend(book: Ledger, start: int, stop: int) -> Mask:
+    """Leave units start .. stop out, least bound first, while their costs stay within the limit; take the others.
+
+    Returns
+    -------
+    mask
+        [g, stop - start] units taken, each query head by its own limit.
+    """
+    spent = book.spent
+    for aside in (slice(0, start), slice(stop, book.index.shape[1])):
+        if aside.stop > aside.start:
+            spent = spent - _by_bin(book.index[:, aside], book.costs[:, aside])
+    running = np.cumsum(spent, axis=1)
+    part = slice(start, stop)
+    rows = [_cut(book, j, part, running[j]) for j in range(len(book.limits))]
+    return np.stack(rows)
+
+
+def _cut(book: Ledger, j: int, part: slice, running: npt.NDArray[np.float64]) -> Mask:
+    bounds, costs, index, limit = book.bounds[j, part], book.costs[j, part], book.index[j, part], book.limits[j]
+    cut = int(np.searchsorted(running, limit, side="right"))
     mask: Mask = index > cut
     members = np.flatnonzero(index == cut)
     if len(members):
         order = members[np.lexsort((-members, bounds[members]))]
-        before = spent[cut - 1] if cut else 0.0
-        running = before + np.cumsum(costs[order], dtype=np.float64)
-        mask[order[np.searchsorted(running, limit, side="right") :]] = True
+        before = running[cut - 1] if cut else 0.0
+        sums = before + np.cumsum(costs[order], dtype=np.float64)
+        mask[order[np.searchsorted(sums, limit, side="right") :]] = True
     return mask
 
 
 def pooled(values: npt.NDArray[np.float64], pool: int, kernel: str) -> npt.NDArray[np.float64]:
-    """Pool `values` [..., n] over `pool` neighbours, stride 1, same length: avg pads with zeros and divides by `pool`."""
+    """Pool `values` [..., n] over `pool` neighbours, stride 1, same length; avg pads with zeros, divides by `pool`."""
     half = pool // 2
     pad = [(0, 0)] * (values.ndim - 1) + [(half, half)]
     padded = np.pad(values, pad, constant_values=0.0 if kernel == "avg" else -np.inf)

@@ -94,7 +94,9 @@ def load_run(path: Path) -> RunFolder:
         If the folder or one of its files is missing or not what a run writes.
     """
     if not path.is_dir():
-        raise StoreError("found no run folder here, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path))
+        raise StoreError(
+            "found no run folder here, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path)
+        )
     metrics = _mapping(path / "metrics.json")
     _check_metrics(metrics, path / "metrics.json")
     return RunFolder(
@@ -115,7 +117,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"found no readable file ({error.strerror}), expected one that a run wrote", _at(path)) from None
+        raise StoreError(
+            f"found no readable file ({error.strerror}), expected one that a run wrote", _at(path)
+        ) from None
     except UnicodeDecodeError:
         raise StoreError("found bytes that are not UTF-8, expected a text file that a run wrote", _at(path)) from None
 
@@ -128,7 +132,9 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(_text(path), parse_constant=_refuse)
     except json.JSONDecodeError as error:
-        raise StoreError(f"found broken JSON ({error.msg}), expected what a run wrote", _at(path, error.lineno, error.colno)) from None
+        raise StoreError(
+            f"found broken JSON ({error.msg}), expected what a run wrote", _at(path, error.lineno, error.colno)
+        ) from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{error}, expected what a run wrote", _at(path)) from None
     if not isinstance(found, dict):
@@ -144,7 +150,9 @@ def _check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{where}: found {_brief(first['input'])}, expected another value ({first['msg']})", _at(path)) from None
+        raise StoreError(
+            f"{where}: found {_brief(first['input'])}, expected another value ({first['msg']})", _at(path)
+        ) from None
 
 
 def _brief(value: object) -> str:

@@ -187,6 +187,10 @@ class Controller:
         self.die_cas = [[0] * dies, [0] * dies]
         self.unit_act, self.unit_pre = [0] * timing.units, [0] * timing.units
         self.unit_preab, self.unit_ref = [0] * timing.units, [0] * timing.units
+        # Earliest [ACT of a closed bank, PRE of an open one]; a bank group spaces activations only.
+        self.bank_row = [self.act_at, self.pre_at]
+        self.group_row = [self.group_act, [0] * dies * timing.bankgroups]
+        self.unit_row = [self.unit_act, self.unit_pre]
         self.recent_acts = [deque([-NEVER] * 4, maxlen=4) for _ in range(timing.units)]
         self.row_bus = self.column_bus = 0
         self.active: dict[int, tuple[int, bool]] = {}  # bank: request whose row was opened for it, and if it writes
@@ -243,13 +247,13 @@ class Controller:
     def _next_active(self, bus: int) -> Command:
         half, best, oldest, chosen = self.rules.half_cycle, NEVER, 0, 0
         for bank, (seq, write) in self.active.items():
-            at = self.cas_at[write][bank]
+            at = bus
+            if (other := self.cas_at[write][bank]) > at:
+                at = other
             if (other := self.group_cas[write][self.group[bank]]) > at:
                 at = other
             if (other := self.die_cas[write][self.die[bank]]) > at:
                 at = other
-            if bus > at:
-                at = bus
             if half:
                 at |= 1
             if at < best or (at == best and seq < oldest):
@@ -278,13 +282,13 @@ class Controller:
             seq = hits[bank]
             if seq < 0:
                 continue
-            at = cas_at[bank]
+            at = bus
+            if (other := cas_at[bank]) > at:
+                at = other
             if (other := group_cas[group_of[bank]]) > at:
                 at = other
             if (other := die_cas[die_of[bank]]) > at:
                 at = other
-            if bus > at:
-                at = bus
             if half:
                 at |= 1
             if at < best or (at == best and seq < oldest):
@@ -295,36 +299,27 @@ class Controller:
         """Return the ACT or PRE that goes first; no row is closed before it has served whom it was opened for."""
         queue = self.writes if self.draining else self.reads
         half, splitting, active = self.rules.half_cycle, self.second_act is not None, self.active
-        act_at, group_act, unit_act = self.act_at, self.group_act, self.unit_act
-        pre_at, unit_pre = self.pre_at, self.unit_pre
+        bank_row, group_row, unit_row = self.bank_row, self.group_row, self.unit_row
         group_of, unit_of, open_row, others = self.group, self.unit, self.open_row, queue.other
         best, oldest, chosen, kind = NEVER, 0, 0, ACT
         for bank in queue.waiting:
             seq = others[bank]
             if seq < 0:
                 continue
-            if open_row[bank] >= 0:
-                if bank in active:
-                    continue
-                at, step = pre_at[bank], PRE
-                if (other := unit_pre[unit_of[bank]]) > at:
-                    at = other
-                if bus > at:
-                    at = bus
-            elif splitting:
+            is_open = open_row[bank] >= 0
+            if bank in active if is_open else splitting:
                 continue
-            else:
-                at, step = act_at[bank], ACT
-                if (other := group_act[group_of[bank]]) > at:
-                    at = other
-                if (other := unit_act[unit_of[bank]]) > at:
-                    at = other
-                if bus > at:
-                    at = bus
-                if half:
-                    at |= 1
+            at = bus
+            if (other := bank_row[is_open][bank]) > at:
+                at = other
+            if (other := group_row[is_open][group_of[bank]]) > at:
+                at = other
+            if (other := unit_row[is_open][unit_of[bank]]) > at:
+                at = other
+            if half and not is_open:
+                at |= 1
             if at < best or (at == best and seq < oldest):
-                best, oldest, chosen, kind = at, seq, bank, step
+                best, oldest, chosen, kind = at, seq, bank, ACT + is_open
         return (best, oldest + _LAST if self.rules.dual_bus else oldest, kind, chosen, oldest)
 
     def _or_second_act(self, best: Command, bus: int) -> Command:

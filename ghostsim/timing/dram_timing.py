@@ -1,3 +1,4 @@
+# ruff: noqa: N815  # JEDEC names stay JEDEC
 """The timing set and geometry of one DRAM channel, in JEDEC's names."""
 
 from __future__ import annotations

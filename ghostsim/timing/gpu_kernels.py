@@ -1,7 +1,7 @@
 """How long decode-attention and GEMM kernels take on a GPU.
 
-Both are rooflines with the effects that move decode latency: a floor below which no kernel falls, key-value
-splits that fill the SMs, waves of work items on the SMs, and the share of the KV cache that a repeated kernel finds in L2.
+Both are rooflines with the effects that move decode latency: a floor below which no kernel falls, key-value splits
+that fill the SMs, waves of work items, and the share of the KV cache that a repeated kernel finds in L2.
 Constants belong to a kernel family on an architecture, never to a part: see ``hwmodels/gpu/arch``.
 """
 
@@ -19,6 +19,7 @@ _GEMM_POWER = 4.5
 _L2_POWER = 8.0
 """Sharpness of the smooth maxima and of the L2 capacity edge; shared by all families."""
 _TILE = 128
+_PANEL = 64
 _PS_PER_US = 1_000_000
 
 
@@ -69,7 +70,9 @@ class GemmParams:
     hbm_efficiency: float
     flop_efficiency: float
     wave_weight: float
-    """How much of the last wave's idle tiles is paid; kernels with other tiles or split-K hide the rest."""
+    """How much of the last wave's idle tiles the arithmetic pays; other tile sizes and split-K hide the rest."""
+    panel_weight: float
+    """How much of the SMs left without a panel of the weights the reading of the weights pays."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,26 @@ class AttentionShape:
     def nbytes(self) -> float:
         """Bytes of keys and values read; all query heads of a KV head share them."""
         return 2 * self.items * self.kv_len * self.head_dim * self.kv_bytes_per_element
+
+
+@dataclass(frozen=True)
+class GemmShape:
+    """A dense product ``[m, k] x [k, n]``."""
+
+    m: int
+    n: int
+    k: int
+    bytes_per_element: float
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of both operands and the result, each moved once."""
+        return self.bytes_per_element * (self.n * self.k + self.m * self.k + self.m * self.n)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations."""
+        return 2 * self.m * self.n * self.k
 
 
 @dataclass(frozen=True)
@@ -148,87 +171,66 @@ def _attention_us(spec: GpuSpec, params: AttentionParams, shape: AttentionShape,
     return _smooth_max(floor, path, _ATTENTION_POWER)
 
 
-def decode_attention_us(
-    spec: GpuSpec,
-    params: AttentionParams,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    kv_bytes_per_element: float,
-    batch: int,
-    kv_len: int,
-) -> float:
+def decode_attention_us(spec: GpuSpec, params: AttentionParams, shape: AttentionShape) -> float:
     """Return the microseconds of one decode-attention kernel that is run again and again on the same KV.
 
     Parameters
     ----------
     spec, params
         The GPU and the constants of the kernel family on its architecture.
-    q_heads, kv_heads, head_dim
-        Query heads, KV heads and dimensions per head.
-    kv_bytes_per_element
-        2 for bf16, 1 for fp8.
-    batch, kv_len
-        Requests, and keys per request with the current token.
+    shape
+        Heads, requests and keys.
 
     Notes
     -----
     A repeated kernel finds ``1 / (1 + (bytes / (l2_share * l2_bytes)) ** 8)`` of its bytes in L2. A decode step walks
     through all layers in between, so that it finds nothing: `attention_split`.
     """
-    shape = AttentionShape(q_heads, kv_heads, head_dim, kv_bytes_per_element, batch, kv_len)
     found = 1 / (1 + (shape.nbytes / (params.l2_share * spec.l2_bytes)) ** _L2_POWER)
     return _attention_us(spec, params, shape, found)
 
 
-def attention_split(
-    spec: GpuSpec,
-    params: AttentionParams,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    kv_bytes_per_element: float,
-    batch: int,
-    kv_len: int,
-) -> KernelSplit:
-    """Return fixed time and read rate of an L2-cold kernel of this shape; parameters as `decode_attention_us`.
+def attention_split(spec: GpuSpec, params: AttentionParams, shape: AttentionShape) -> KernelSplit:
+    """Return fixed time and read rate of an L2-cold kernel of this shape.
 
     The rate is what the kernel draws from HBM when it has HBM to itself; the rest of its time is fixed.
     """
-    shape = AttentionShape(q_heads, kv_heads, head_dim, kv_bytes_per_element, batch, kv_len)
     stream, _ = _stream_seconds(spec, params, shape)
     fixed_us = _attention_us(spec, params, shape, found=0.0) - stream * 1e6
     return KernelSplit(round(fixed_us * _PS_PER_US), shape.nbytes / stream)
 
 
-def _gemm_terms(
-    spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float
-) -> tuple[float, float]:
+def _idle_share(spec: GpuSpec, m: int, n: int, tile: int) -> float:
+    """Return the idle SM time of output tiles that run in waves, over the busy time."""
+    waves = math.ceil(m / tile) * math.ceil(n / tile) / spec.sms
+    return math.ceil(waves) / waves - 1
+
+
+def _gemm_terms(spec: GpuSpec, params: GemmParams, shape: GemmShape) -> tuple[float, float]:
     """Return the microseconds of the memory side and of the arithmetic side."""
-    nbytes = bytes_per_element * (n * k + m * k + m * n)
-    waves = math.ceil(m / _TILE) * math.ceil(n / _TILE) / spec.sms
-    idle = math.ceil(waves) / waves - 1
-    peak = params.flop_efficiency * spec.peak_flops * 2 / bytes_per_element
-    memory = nbytes / (params.hbm_efficiency * spec.hbm_bytes_per_s)
-    return memory * 1e6, 2 * m * n * k / peak * (1 + params.wave_weight * idle) * 1e6
+    memory = shape.nbytes / (params.hbm_efficiency * spec.hbm_bytes_per_s)
+    arithmetic = shape.flops / (params.flop_efficiency * spec.peak_flops * 2 / shape.bytes_per_element)
+    unread = params.panel_weight * min(1.0, _idle_share(spec, shape.m, shape.n, _PANEL))
+    idle = params.wave_weight * _idle_share(spec, shape.m, shape.n, _TILE)
+    return memory * (1 + unread) * 1e6, arithmetic * (1 + idle) * 1e6
 
 
-def gemm_us(spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float) -> float:
-    """Return the microseconds of a dense product ``[m, k] x [k, n]``.
+def gemm_us(spec: GpuSpec, params: GemmParams, shape: GemmShape) -> float:
+    """Return the microseconds of a dense product.
 
-    A roofline with a soft corner above a launch cost; output tiles of 128 x 128 run in waves over the SMs.
-    The peak rate is taken to grow as elements shrink (fp8 doubles bf16).
+    A roofline with a soft corner above a launch cost. Output tiles run in waves over the SMs: 128 x 128 where
+    arithmetic is the limit, 64 x 64 where reading the weights is. The peak rate is taken to grow as elements shrink
+    (fp8 doubles bf16).
     """
-    memory, arithmetic = _gemm_terms(spec, params, m, n, k, bytes_per_element)
+    memory, arithmetic = _gemm_terms(spec, params, shape)
     return params.launch_us + _smooth_max(memory, arithmetic, _GEMM_POWER)
 
 
-def gemm_split(spec: GpuSpec, params: GemmParams, m: int, n: int, k: int, bytes_per_element: float) -> GemmSplit:
+def gemm_split(spec: GpuSpec, params: GemmParams, shape: GemmShape) -> GemmSplit:
     """Return fixed time and the two rates of a GEMM of this shape.
 
     The fixed part holds the launch cost and what the soft corner of the roofline adds to its sharp one.
     """
-    memory, arithmetic = _gemm_terms(spec, params, m, n, k, bytes_per_element)
-    fixed_us = gemm_us(spec, params, m, n, k, bytes_per_element) - max(memory, arithmetic)
-    nbytes = bytes_per_element * (n * k + m * k + m * n)
-    return GemmSplit(round(fixed_us * _PS_PER_US), nbytes / memory * 1e6, 2 * m * n * k / arithmetic * 1e6)
+    memory, arithmetic = _gemm_terms(spec, params, shape)
+    fixed_us = gemm_us(spec, params, shape) - max(memory, arithmetic)
+    return GemmSplit(round(fixed_us * _PS_PER_US), shape.nbytes / memory * 1e6, shape.flops / arithmetic * 1e6)

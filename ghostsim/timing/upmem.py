@@ -7,7 +7,7 @@ s9770652/pim-memcpy@90c69234283f; instruction names are those of the UPMEM ISA.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 Op = Literal["read", "write", "copy"]
@@ -95,7 +95,7 @@ class DotProduct:
     @property
     def total(self) -> float:
         """Instructions per record."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return self.load_record + self.unpack + self.load_query + self.multiply + self.add + self.per_record
 
 
 def dot_product(dims: int, bits: int, q_heads: int) -> DotProduct:
@@ -136,19 +136,14 @@ def issue_cycles(instructions: float, tasklets: int) -> float:
 
 
 def scan_cycles_per_record(
-    spec: UpmemSpec,
-    dims: int,
-    bits: int,
-    q_heads: int,
-    record_bytes: int,
-    transfer_bytes: int = DMA_MAX_BYTES,
+    spec: UpmemSpec, work: DotProduct, record_bytes: int, transfer_bytes: int = DMA_MAX_BYTES
 ) -> float:
     """Return the DPU cycles per record of an index scan: instruction issue or DMA engine, whichever is busier.
 
     Records of `record_bytes` stream from MRAM in transfers of `transfer_bytes` while other tasklets compute.
     """
     records = transfer_bytes / record_bytes
-    instructions = dot_product(dims, bits, q_heads).total + spec.loop_instructions / records
+    instructions = work.total + spec.loop_instructions / records
     return max(issue_cycles(instructions, spec.tasklets), mram_dma_cycles(spec, "read", transfer_bytes) / records)
 
 

@@ -166,6 +166,18 @@ def test_negative_bytes_and_delays_are_refused(net, nbytes, delay_ps):
         net.start(link, nbytes, print, delay_ps)
 
 
+def test_a_resource_of_another_network_is_refused(net):
+    stranger = Network(CountingEnvironment()).resource("link", 1e9)
+    net.resource("link", 1e9)
+    with pytest.raises(ValueError, match="another network"):
+        net.flow_class([(stranger, 1.0)])
+
+
+def test_a_year_is_not_forever(net):
+    link = net.flow_class([(net.resource("link", 1.0), 1.0)])
+    assert finish_times(net, (link, 10**8, 0)) == [10**20]
+
+
 def test_use_follows_the_rates(net):
     media, link = net.resource("media", 30e9), net.resource("link", 10e9)
     fetch = net.flow_class([(media, 2.0), (link, 2.0)])
@@ -175,3 +187,39 @@ def test_use_follows_the_rates(net):
     assert (net.used(media), net.used(link)) == pytest.approx((10e9, 10e9))
     net.env.run()
     assert (net.used(media), net.used(link)) == (0.0, 0.0)
+
+
+def dram(net):
+    """A bus of 40 GB/s for reads or writes alone and of 30 for halves, with a straight line between."""
+    return net.resource("dram", 40e9, mix=lambda writes: 40e9 - 20e9 * min(writes, 1 - writes))
+
+
+def test_reads_beside_writes_share_the_capacity_of_their_mix(net):
+    bus = dram(net)
+    read, write = net.flow_class([(bus, 1.0)]), net.flow_class([(bus, 1.0)], writes=[bus])
+    assert net.solo_ps(read, 40_000) == net.solo_ps(write, 40_000) == 1_000_000
+    # 15 GB/s each while both run, then 40 GB/s for the 25 kB that the write has left.
+    assert finish_times(net, (read, 15_000, 0), (write, 40_000, 0)) == [1_000_000, 1_625_000]
+
+
+def test_a_resource_full_at_its_mix_counts_as_full(net):
+    bus = dram(net)
+    net.start(net.flow_class([(bus, 1.0)]), 15_000, lambda: None)
+    net.start(net.flow_class([(bus, 1.0)], writes=[bus]), 15_000, lambda: None)
+    net.env.run(500_000)
+    assert net.used(bus) == pytest.approx(40e9)
+
+
+def test_a_mix_set_by_rates_elsewhere_is_found(net):
+    bus, link = dram(net), net.resource("link", 6e9)
+    read, write = net.flow_class([(bus, 1.0)]), net.flow_class([(bus, 1.0), (link, 1.0)], writes=[bus])
+    # Writes are held at 6 GB/s; r + 6 = 40 - 20 * 6 / (r + 6) gives r = 30.7178 GB/s.
+    total = 20 + math.sqrt(400 - 120)
+    ends = finish_times(net, (read, 1_000_000, 0), (write, 6_000_000, 0))
+    assert ends[0] == pytest.approx(1_000_000 / (total - 6) * 1000, rel=1e-5)
+    assert ends[1] == 1_000_000_000
+
+
+def test_writes_to_a_resource_without_mix_are_as_reads(net):
+    link = net.resource("link", 1e9)
+    assert net.flow_class([(link, 1.0)], writes=[link]) is net.flow_class([(link, 1.0)])

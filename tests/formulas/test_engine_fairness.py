@@ -30,7 +30,7 @@ def use(demands, rates):
     used = [0.0] * RESOURCES
     for demand, rate in zip(demands, rates, strict=True):
         for resource, cost in demand.costs:
-            used[resource] += demand.count * cost * rate
+            used[resource] += demand.flows * cost * rate
     return used
 
 

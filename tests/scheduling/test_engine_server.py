@@ -46,6 +46,24 @@ def test_a_job_can_be_a_flow():
     assert log == [1_000_000, 2_000_000, 3_000_000]
 
 
+@pytest.mark.parametrize("in_order", [False, True])
+def test_one_scan_at_a_time_overlaps_gathers_with_scans(in_order):
+    # Eight scans that share the medium all end together, and the gathers start after them; one at a time, each
+    # gather starts behind its own scan.
+    env = CountingEnvironment()
+    net = Network(env)
+    scan = net.flow_class([(net.resource("media", 70e9), 1.0)])
+    gather = net.flow_class([(net.resource("pcie", 26e9), 1.0)])
+    filter_engine = FifoServer(env, places=1 if in_order else 8)
+    for _ in range(8):
+        filter_engine.submit(
+            lambda done: net.start(scan, 700_000, done), lambda: net.start(gather, 520_000, lambda: None)
+        )
+    env.run()
+    scan_ps, gather_ps = 10_000_000, 20_000_000
+    assert env.now == (scan_ps + 8 * gather_ps if in_order else 8 * scan_ps + 8 * gather_ps)
+
+
 def test_a_job_submitted_at_the_end_of_another_queues_behind_those_waiting():
     env = CountingEnvironment()
     server = FifoServer(env)

@@ -1,0 +1,27 @@
+.PHONY: setup quick test lint types run bench
+
+BIN := .venv/bin
+
+setup:            ## environment with everything a developer needs
+	python3 -m venv .venv
+	$(BIN)/pip install -q -e ".[dev]"
+
+quick:            ## what takes seconds
+	$(BIN)/pytest -q -m "not slow and not bench and not browser and not packaging"
+
+test:             ## everything
+	$(BIN)/pytest
+
+lint:             ## style, format and the layers of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types:
+	$(BIN)/mypy
+
+run:              ## the main scenario
+	$(BIN)/ghostsim run cxl_pim
+
+bench:            ## speed of the engine and of a whole run
+	$(BIN)/pytest -q -s -m bench

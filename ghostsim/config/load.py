@@ -1,0 +1,315 @@
+"""Loads scenarios, policies, platforms, parts, models and sweeps by file or by bundled name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ghostsim.config import catalogue, fields
+from ghostsim.config.defaults import with_defaults
+from ghostsim.config.document import Node, Path_
+from ghostsim.config.expand import Library, merge
+from ghostsim.config.hardware import Part, Platform
+from ghostsim.config.model import Model
+from ghostsim.config.policy import Policy
+from ghostsim.config.problems import Problem, describe, first_error
+from ghostsim.config.scenario import Run, Scenario, Workload
+from ghostsim.config.settings import SHARED, Setting, apply, parse_setting
+from ghostsim.config.sweep import Sweep
+from ghostsim.errors import ConfigError, Location
+
+T = TypeVar("T")
+_SHARED_MODELS: Mapping[str, type[BaseModel]] = {"model": Model, "platform": Platform, "workload": Workload}
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A valid document: its value, its effective form (a document of the same kind), and where it came from."""
+
+    kind: str
+    value: T
+    document: dict[str, Any]
+    marks: Mapping[Path_, Location]
+    inputs: Mapping[str, str]
+    """sha256 of every file that was read, by its path."""
+
+    def at(self, *path: str | int) -> Location:
+        """Return the place of a value, or of the nearest one above it that was written."""
+        return _place(self.marks, path)
+
+
+@dataclass(frozen=True)
+class LoadedScenario(Loaded[Scenario]):
+    """A valid scenario."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario."""
+        return self.value
+
+    def at(self, *path: str | int) -> Location:
+        """Return the place of a value; a run's ``platform`` that is not written there is the scenario's."""
+        shared = path[:1] == ("runs",) and len(path) > 2 and path[2] in SHARED
+        return _place(self.marks, path[2:]) if shared and path not in self.marks else _place(self.marks, path)
+
+
+def _place(marks: Mapping[Path_, Location], path: Path_) -> Location:
+    return next(marks[path[:length]] for length in range(len(path), -1, -1) if path[:length] in marks)
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+class _Checker:
+    """Validates nodes, each one once, and collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._known: dict[tuple[int, int], Any] = {}
+        self._alive: list[Node] = []
+
+    def value(self, node: Node, annotation: Any, path: Path_, ready: Mapping[str, Any] | None = None) -> Any:
+        """Return the valid value of `node`, else None; `ready` holds fields that are valid already (or None)."""
+        key = (id(node), id(annotation))
+        if ready is None and key in self._known:
+            return self._known[key]
+        value = self._validate(node, annotation, path, ready or {})
+        if ready is None:
+            self._alive.append(node)
+            self._known[key] = value
+        return value
+
+    def _validate(self, node: Node, annotation: Any, path: Path_, ready: Mapping[str, Any]) -> Any:
+        plain = node.plain()
+        data = {**plain, **ready} if isinstance(plain, dict) else plain
+        broken = {key for key, value in ready.items() if value is None}
+        try:
+            return _adapter(annotation).validate_python(data)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                if not detail["loc"] or detail["loc"][0] not in broken:
+                    self.problems.append(describe(detail, node, annotation, path))
+        return None
+
+    def done(self, main: Location) -> None:
+        """Raise the first problem, if there is one."""
+        if self.problems:
+            raise first_error(self.problems, main)
+
+
+def _check_scenario(root: Node, check: _Checker) -> Scenario:
+    ready: dict[str, Any] = {
+        key: check.value(root.map[key], model, (key,)) for key, model in _SHARED_MODELS.items() if key in root.map
+    }
+    runs = root.map.get("runs")
+    if runs is not None and runs.map:
+        checked = {label: _check_run(root, label, run, check) for label, run in runs.map.items()}
+        ready["runs"] = None if None in checked.values() else checked
+    return cast(Scenario, check.value(root, Scenario, (), ready))
+
+
+def _check_run(root: Node, label: str, run: Node, check: _Checker) -> Any:
+    path = ("runs", label)
+    whole = effective_run(root, run)
+    ready = {key: check.value(whole.map[key], model, (*path, key)) for key, model in _parts(whole)}
+    return check.value(whole, Run, path, ready)
+
+
+def _parts(run: Node) -> list[tuple[str, type[BaseModel]]]:
+    models: Mapping[str, type[BaseModel]] = {"policy": Policy, **_SHARED_MODELS}
+    return [(key, model) for key, model in models.items() if key in run.map]
+
+
+def effective_run(root: Node, run: Node) -> Node:
+    """Return a run merged over what the scenario's runs share."""
+    if not isinstance(run.value, Mapping):
+        return run
+    shared = {
+        key: merge(root.map.get(key), run.map.get(key), model)
+        for key, model in _SHARED_MODELS.items()
+        if key in root.map or key in run.map
+    }
+    return run.replace({**run.map, **shared})
+
+
+def _own_numbers(root: Node) -> Node:
+    """Return a scenario whose runs name the source of the numbers they override (themselves)."""
+    runs = root.map.get("runs")
+    if runs is None or not isinstance(runs.value, Mapping):
+        return root
+    sourced_runs = {label: _with_own_numbers(root, run) for label, run in runs.map.items()}
+    return root.replace({**root.map, "runs": runs.replace(sourced_runs)})
+
+
+def _with_own_numbers(root: Node, run: Node) -> Node:
+    if not isinstance(run.value, Mapping):
+        return run
+    whole = effective_run(root, run)
+    return run.replace({key: _written_part(value, whole.map[key]) for key, value in run.map.items()})
+
+
+def _written_part(over: Node, merged: Node) -> Node:
+    """Return of a merged mapping what was written in the override."""
+    if not isinstance(over.value, Mapping) or not isinstance(merged.value, Mapping) or "value" in merged.map:
+        return merged
+    return over.replace({key: _written_part(value, merged.map[key]) for key, value in over.map.items()})
+
+
+def _checked(kind: str, root: Node) -> Any:
+    check = _Checker()
+    value = _check_scenario(root, check) if kind == "scenario" else check.value(root, fields.ROOTS[kind], ())
+    check.done(root.at)
+    return value
+
+
+def _load(kind: str, name: str | Path, settings: Iterable[Setting]) -> Any:
+    library = Library()
+    path = catalogue.find(kind, str(name)) if not isinstance(name, Path) else name
+    root = apply(library.document(path, kind), settings, kind, library)
+    root = _own_numbers(root) if kind == "scenario" else root
+    value = _checked(kind, root)
+    full = with_defaults(root, fields.ROOTS[kind])
+    made = LoadedScenario if kind == "scenario" else Loaded
+    return made(kind, value, full.plain(), dict(full.marks()), dict(sorted(library.inputs.items())))
+
+
+def _settings(sets: Iterable[str]) -> list[Setting]:
+    return [parse_setting(text) for text in sets]
+
+
+def load_scenario(name: str | Path, sets: Iterable[str] = (), seed: int | None = None) -> LoadedScenario:
+    """Load a scenario.
+
+    Parameters
+    ----------
+    name
+        A file or a bundled name.
+    sets
+        ``PATH=VALUE`` changes, as `--set` takes them.
+    seed
+        Replaces the scenario's seed.
+
+    Raises
+    ------
+    ConfigError
+        With one line that says where and what.
+    """
+    seeds = [] if seed is None else [f"seed={seed}"]
+    return cast(LoadedScenario, _load("scenario", name, _settings([*sets, *seeds])))
+
+
+def load_policy(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Policy]:
+    """Load a policy by file or bundled name."""
+    return cast(Loaded[Policy], _load("policy", name, _settings(sets)))
+
+
+def load_platform(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Platform]:
+    """Load a platform by file or bundled name."""
+    return cast(Loaded[Platform], _load("platform", name, _settings(sets)))
+
+
+def load_part(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Part]:
+    """Load a part by file or bundled name."""
+    return cast(Loaded[Part], _load("part", name, _settings(sets)))
+
+
+def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:
+    """Load a language model's shape by file or bundled name."""
+    return cast(Loaded[Model], _load("model", name, _settings(sets)))
+
+
+def load_sweep(name: str | Path) -> Loaded[Sweep]:
+    """Load a sweep by file or bundled name, and see that its first point is a valid scenario.
+
+    Files that a sweep names beside itself are absolute paths in the result.
+    """
+    path = catalogue.find("sweep", str(name)) if not isinstance(name, Path) else name
+    library = Library()
+    written = library.document(path, "sweep")
+    root = _with_whole_paths(written, path.parent)
+    check = _Checker()
+    value = check.value(root, Sweep, ())
+    check.done(root.at)
+    _check_points(root, library)
+    return Loaded("sweep", value, root.plain(), dict(root.marks()), dict(sorted(library.inputs.items())))
+
+
+def _with_whole_paths(node: Node, folder: Path) -> Node:
+    """Return `node` with the names of files in `folder` made absolute."""
+    if isinstance(node.value, Mapping):
+        return node.replace({key: _with_whole_paths(value, folder) for key, value in node.map.items()})
+    if isinstance(node.value, tuple):
+        return Node(tuple(_with_whole_paths(item, folder) for item in node.value), node.at)
+    is_file = isinstance(node.value, str) and node.value.endswith(catalogue.SUFFIXES)
+    return Node(str((folder / str(node.value)).resolve()), node.at) if is_file else node
+
+
+def _check_points(root: Node, library: Library) -> None:
+    """Check the paths of every point, and the whole first point."""
+    named = root.map["scenario"]
+    scenario = library.document(catalogue.find("scenario", str(named.value), None, named.at), "scenario", named.at)
+    crossed = [
+        Setting(tuple(dotted.split(".")), values.value[0])
+        for axis in ("grid", "zip")
+        for dotted, values in _entries(root.map.get(axis))
+        if isinstance(values.value, tuple)
+    ]
+    points = root.map.get("points")
+    listed = points.value if points and isinstance(points.value, tuple) else ()
+    wholes = [apply(scenario, [*crossed, *_settings_of(point)], "scenario", library) for point in listed]
+    _checked("scenario", wholes[0] if wholes else apply(scenario, crossed, "scenario", library))
+
+
+def _entries(node: Node | None) -> Iterable[tuple[str, Node]]:
+    return node.map.items() if node else ()
+
+
+def _settings_of(point: Node) -> list[Setting]:
+    return [Setting(tuple(dotted.split(".")), value) for dotted, value in point.map.items()]
+
+
+def load_any(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Any]:
+    """Load a document of any kind; its content says which."""
+    path = catalogue.find(None, str(name)) if not isinstance(name, Path) else name
+    kind = discover(path)
+    return load_sweep(path) if kind == "sweep" else cast(Loaded[Any], _load(kind, path, _settings(sets)))
+
+
+def discover(path: Path, at: Location | None = None, depth: int = 0) -> str:
+    """Say which kind of document a file holds.
+
+    Raises
+    ------
+    ConfigError
+        If its keys fit none.
+    """
+    root = Library().raw(path, at)
+    kind = _kind_of_keys(root)
+    if kind:
+        return kind
+    named = root.map.get("extends")
+    first = named.value[0] if named and isinstance(named.value, tuple) and named.value else named
+    if first is not None and isinstance(first.value, str) and depth < 32:
+        return discover(catalogue.find(None, first.value, path.parent, first.at), first.at, depth + 1)
+    raise ConfigError(
+        "found keys of no known kind of document, expected kind (part, platform, model), keep and read (policy), "
+        "runs (scenario), or scenario with grid, zip or points (sweep)",
+        root.at,
+    )
+
+
+def _kind_of_keys(root: Node) -> str | None:
+    keys = root.map
+    if "kind" in keys:
+        return {"platform": "platform", "model": "model"}.get(str(keys["kind"].value), "part")
+    for kind, marker in (("policy", "keep"), ("policy", "read"), ("scenario", "runs"), ("sweep", "scenario")):
+        if marker in keys:
+            return kind
+    return None

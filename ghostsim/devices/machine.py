@@ -1,0 +1,84 @@
+"""Elaboration: from a platform to devices with resolved routes, or one clear error before time starts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import simpy
+
+from ghostsim.config import hardware
+from ghostsim.config.hardware import Platform
+from ghostsim.devices.cxl_expander import CxlExpanderDevice
+from ghostsim.devices.gpu import GpuDevice
+from ghostsim.devices.host_cpu import HostCpuDevice
+from ghostsim.devices.leg import Leg, join
+from ghostsim.devices.link import LinkDevice, SwitchDevice
+from ghostsim.devices.nvme import NvmeDevice
+from ghostsim.devices.upmem import UpmemDevice
+from ghostsim.engine.network import Network
+
+Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NvmeDevice
+AnyDevice = GpuDevice | SwitchDevice | Store
+
+
+def build(env: simpy.Environment, network: Network, name: str, part: hardware.Device) -> AnyDevice:
+    """Make the device of a part."""
+    match part:
+        case hardware.Gpu():
+            return GpuDevice(network, name, part)
+        case hardware.HostCpu():
+            return HostCpuDevice(network, name, part)
+        case hardware.CxlExpander():
+            return CxlExpanderDevice(env, network, name, part)
+        case hardware.Upmem():
+            return UpmemDevice(env, network, name, part)
+        case hardware.Nvme():
+            return NvmeDevice(network, name, part)
+        case hardware.Switch():
+            return SwitchDevice(network, name, part)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way between the GPU and a device: its links in order from the GPU, and what lies between them."""
+
+    links: tuple[LinkDevice, ...]
+    between: tuple[HostCpuDevice | SwitchDevice, ...]
+
+    def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
+        """Return the cost of one direction; the latency is one way."""
+        return join(
+            [*(link.carry(piece_bytes, write=write) for link in self.links), *(node.carry() for node in self.between)]
+        )
+
+
+class Machine:
+    """All devices of a platform on one flow network."""
+
+    def __init__(self, env: simpy.Environment, network: Network, platform: Platform) -> None:
+        self.env, self.network, self.platform = env, network, platform
+        self.devices = {name: build(env, network, name, part) for name, part in platform.devices.items()}
+        self.links = {name: LinkDevice(network, name, link) for name, link in platform.links.items()}
+        self.gpu_name = platform.tiers["hbm"][0]
+        gpu = self.devices[self.gpu_name]
+        assert isinstance(gpu, GpuDevice)  # the platform's validator has seen to it
+        self.gpu = gpu
+        self.routes = {name: self._route(name) for name in self.devices if name != self.gpu_name}
+
+    def stores(self, tier: str) -> Sequence[tuple[str, Store]]:
+        """Return the devices of a tier other than hbm, in the platform's order."""
+        named = ((name, self.devices[name]) for name in self.platform.tiers.get(tier, ()))  # type: ignore[call-overload]
+        return [(name, device) for name, device in named if isinstance(device, Store)]
+
+    def _route(self, target: str) -> Route:
+        """Take the way of least latency; every device on it passes traffic on."""
+        graph = self.platform.graph()
+        if not nx.has_path(graph, self.gpu_name, target):
+            return Route((), ())
+        path = nx.shortest_path(graph, self.gpu_name, target, weight="latency_ps")
+        links = tuple(self.links[graph.edges[pair]["link"]] for pair in itertools.pairwise(path))
+        inner = tuple(self.devices[name] for name in path[1:-1])
+        return Route(links, tuple(node for node in inner if isinstance(node, HostCpuDevice | SwitchDevice)))

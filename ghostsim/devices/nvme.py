@@ -1,0 +1,43 @@
+"""An NVMe drive: commands, dies, channels and pages."""
+
+from __future__ import annotations
+
+import math
+
+from ghostsim.config.hardware import Nvme
+from ghostsim.devices.leg import Leg
+from ghostsim.engine.network import Network
+
+_PS_PER_S = 1e12
+_LARGEST_COMMAND = 128 * 1024
+
+
+class NvmeDevice:
+    """A drive: `NAME.commands` commands/s, `NAME.dies` dies, `NAME.channels` bytes/s, `NAME.queue` commands."""
+
+    def __init__(self, network: Network, name: str, part: Nvme) -> None:
+        self.part = part
+        self.commands = network.resource(f"{name}.commands", float(part.command_rate))
+        self.dies = network.resource(f"{name}.dies", float(part.channels * part.dies_per_channel))
+        self.channels = network.resource(f"{name}.channels", part.channels * part.channel_bandwidth)
+        self.queue = network.resource(f"{name}.queue", float(part.queue_pairs * part.queue_depth))
+
+    def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (the queue is a resource, not a count)
+        """Return the cost of reading pieces: each takes whole pages."""
+        return self._access(piece_bytes, self.part.read)
+
+    def write(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (the queue is a resource, not a count)
+        """Return the cost of writing pieces: each takes whole pages."""
+        return self._access(piece_bytes, self.part.program)
+
+    def _access(self, piece_bytes: float, array_ps: int) -> Leg:
+        pages = math.ceil(piece_bytes / self.part.page) / piece_bytes
+        commands = max(1.0, piece_bytes / _LARGEST_COMMAND) / piece_bytes
+        latency_ps = array_ps + self.part.overhead
+        costs = (
+            (self.commands, commands),
+            (self.dies, pages * array_ps / _PS_PER_S),
+            (self.channels, pages * self.part.page),
+            (self.queue, commands * latency_ps / _PS_PER_S),
+        )
+        return Leg(costs, latency_ps)

@@ -1,0 +1,143 @@
+"""Collects the figures of one run: what metrics.json and steps.csv say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostsim.config.hardware import Platform
+from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
+from ghostsim.metrics import critical_path
+from ghostsim.metrics.energy import energy_mj_per_token
+from ghostsim.metrics.quality import quality, step_quality
+from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.executor import Times
+from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
+from ghostsim.plan.selection import Selection
+
+Ints = NDArray[np.int64]
+Bytes = Mapping[str, Mapping[str, Ints]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything a finished run leaves behind in memory."""
+
+    label: str
+    policy: str
+    platform: Platform
+    batch: int
+    plan: Plan
+    bound: Sequence[Bound]
+    times: Times
+    selection: Selection
+    capacity_bytes: Mapping[str, int]
+    utilisation: Mapping[str, float]
+    bin_ps: int
+    series: Mapping[str, Sequence[float]] = field(repr=False)
+    """Utilisation of each resource in bins of `bin_ps`."""
+
+
+def moved(plan: Plan, bound: Sequence[Bound]) -> Bytes:
+    """Return bytes per step by tier and by link, and by cause; a byte counts under its tier and each link."""
+    found: dict[str, dict[str, Ints]] = {
+        tier: {cause: np.zeros(plan.steps, np.int64) for cause in CAUSES} for tier in dict.fromkeys(plan.tiers.values())
+    }
+    for tier, causes in plan.tier_bytes().items():
+        for cause, per_step in causes.items():
+            found[tier][cause] += per_step
+    width = len(plan.names)
+    for i, row in enumerate(bound):
+        for link, share in row.links:
+            causes_of_link = found.setdefault(link, {cause: np.zeros(plan.steps, np.int64) for cause in CAUSES})
+            per_step = plan.nbytes[i::width].reshape(plan.steps, plan.layers).sum(axis=1)
+            causes_of_link[CAUSE_OF[OPS[int(plan.op[i])]]] += np.rint(per_step * share).astype(np.int64)
+    return found
+
+
+def step_ms(record: Record) -> NDArray[np.float64]:
+    """Return the duration of every step in ms."""
+    return np.diff(critical_path.step_ends(record.plan, record.times), prepend=0) / PS_PER_MS
+
+
+def run_metrics(record: Record) -> dict[str, Any]:
+    """Return what metrics.json says of a run."""
+    durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
+    path = critical_path.attribute(record.plan, record.times).mean(axis=0) / PS_PER_MS
+    mean = float(durations.mean())
+    return {
+        "policy": record.policy,
+        "platform": record.platform.name,
+        "batch": record.batch,
+        "step_ms": {
+            "mean": mean,
+            **{f"p{q}": float(np.percentile(durations, q)) for q in (50, 95, 99)},
+            "max": float(durations.max()),
+            "n": len(durations),
+        },
+        "tokens_per_s": record.batch / mean * 1000,
+        "bytes_per_step": {
+            place: {cause: float(per_step.mean()) for cause, per_step in causes.items()}
+            for place, causes in bytes_moved.items()
+        },
+        "utilisation": dict(record.utilisation),
+        "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
+        "quality": quality(record.selection, record.batch),
+        "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
+        "capacity_bytes": dict(record.capacity_bytes),
+    }
+
+
+def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, float]:
+    totals = {place: int(sum(per_step.sum() for per_step in causes.values())) for place, causes in bytes_moved.items()}
+    scan = np.array([OPS[o] == "scan" for o in record.plan.op[: len(record.plan.names)]])
+    scanning = np.resize(scan, len(record.plan))
+    near = record.plan.tiers.get("index", "hbm") != "hbm"
+    scan_flops = int(record.plan.flops[scanning].sum())
+    busy = [share for name, share in record.utilisation.items() if name.endswith(".dpus")]
+    end_s = int(record.times.finish.max()) / PS_PER_S
+    return energy_mj_per_token(
+        record.platform,
+        totals,
+        flops=int(record.plan.flops.sum()) - (scan_flops if near else 0),
+        filter_macs=scan_flops // 2 if near and record.plan.tiers["index"] == "cxl" else 0,
+        pim_busy_s=sum(busy) * end_s,
+        elapsed_s=elapsed_s,
+        tokens=record.batch * record.plan.steps,
+    )
+
+
+def step_rows(record: Record) -> list[dict[str, Any]]:
+    """Return the rows of steps.csv of a run."""
+    durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
+    path = critical_path.attribute(record.plan, record.times) / PS_PER_MS
+    columns: dict[str, list[Any]] = {
+        "label": [record.label] * len(durations),
+        "step": list(range(len(durations))),
+        "step_ms": durations.tolist(),
+        "tokens_per_s": (record.batch / durations * 1000).tolist(),
+    }
+    columns |= {f"cp_{cause}_ms": path[:, c].tolist() for c, cause in enumerate(critical_path.CAUSES)}
+    for place, causes in bytes_moved.items():
+        columns |= {f"bytes_{place}_{cause}": per_step.tolist() for cause, per_step in causes.items()}
+    columns |= step_quality(record.selection, record.batch)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def compare(runs: Mapping[str, Mapping[str, Any]], baselines: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return for every baseline the ratios of every other run; above 1 is better than the baseline."""
+
+    def ratios(run: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+        return {
+            "tokens_per_s": run["tokens_per_s"] / base["tokens_per_s"],
+            "step_p50": base["step_ms"]["p50"] / run["step_ms"]["p50"],
+            "step_p95": base["step_ms"]["p95"] / run["step_ms"]["p95"],
+        }
+
+    return {
+        base: {label: ratios(run, runs[base]) for label, run in runs.items() if label != base} for base in baselines
+    }

@@ -1,0 +1,89 @@
+"""Capacity: the bytes that a run keeps in each tier, and the largest batch that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ghostsim.config.hardware import Platform
+from ghostsim.config.model import Model
+from ghostsim.config.policy import AllRule, Keep, Policy, TopFrac, TopK
+from ghostsim.config.scenario import Run
+from ghostsim.policy.costs import format_bytes, index_stages
+
+_BUFFERED_LAYERS = 2
+_MOST_REQUESTS = 4096
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes per tier of a run with a batch."""
+
+    batch: int
+    tokens: int
+    tiers: Mapping[str, int]
+
+    def overflow(self, platform: Platform) -> str:
+        """Say which tier is too small, or nothing."""
+        for tier, nbytes in self.tiers.items():
+            capacity = platform.tier_capacity(tier)  # type: ignore[arg-type]
+            if nbytes > capacity:
+                return (
+                    f"found {nbytes / 1e9:.1f} GB for tier {tier} at batch {self.batch}, "
+                    f"expected at most its {capacity / 1e9:.1f} GB"
+                )
+        return ""
+
+
+def _kept(keep: Keep, tokens: int) -> int:
+    """Bound the tokens per KV head that a KEEP clause stores."""
+    rule, pin = keep.select.rule, keep.select.pin
+    pinned = pin.sinks + pin.window
+    match rule:
+        case AllRule():
+            return tokens
+        case TopK(topk=k):
+            return min(tokens, k + pinned)
+        case TopFrac(topfrac=share):
+            return min(tokens, int(share * tokens) + pinned)
+        case _:
+            return min(tokens, pinned) if pinned else tokens
+
+
+def stored_tokens(policy: Policy, tokens: int) -> int:
+    """Bound the tokens per KV head that a policy stores out of `tokens`."""
+    return max(_kept(keep, tokens) for keep in policy.keep)
+
+
+def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
+    """Return the bytes of weights, KV, pinned KV, index and fetch buffers of a run.
+
+    KV outside HBM keeps a copy of the pinned tokens in HBM, and the buffers of two layers.
+    """
+    heads = batch * model.layers * model.kv_heads
+    token_bytes = format_bytes(run.policy.keep[0].format, model.head_dim)
+    stored = stored_tokens(run.policy, tokens)
+    tiers = {"hbm": model.weight_bytes}
+
+    def add(tier: str, nbytes: int) -> None:
+        tiers[tier] = tiers.get(tier, 0) + nbytes
+
+    add(run.kv_tier, heads * stored * token_bytes)
+    if run.kv_tier != "hbm":
+        pin = run.policy.read.pin
+        add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)
+        if run.fetch == "dma":
+            add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
+    for stage in index_stages(run.policy, model.head_dim):
+        add(run.index_tier, heads * -(-stored // stage.unit_tokens) * stage.record_bytes)
+    return Footprint(batch, tokens, tiers)
+
+
+def largest_batch(run: Run, model: Model, tokens: int) -> int:
+    """Return the largest batch that overflows no tier, 0 if none fits."""
+    low, high = 0, _MOST_REQUESTS
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = not footprint(run, model, tokens, middle).overflow(run.platform)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low

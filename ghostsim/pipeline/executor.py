@@ -1,0 +1,143 @@
+"""The executor: runs the rows of a plan as their dependencies allow, and notes when each began and ended."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from ghostsim.devices.job import Part
+from ghostsim.engine.clock import PS_PER_S, call_after
+from ghostsim.engine.network import FlowClass, Network
+from ghostsim.errors import InvariantError
+from ghostsim.pipeline.binding import Bound, Row
+from ghostsim.plan.plan import Plan
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Times:
+    """When each row of a plan ran, in ps.
+
+    A row's time is its delay (launch, latency), the time its flows take alone, and the rest: waiting for
+    servers and for the share that others had.
+    """
+
+    start: Ints
+    finish: Ints
+    delay: Ints
+    service: Ints
+
+
+class Executor:
+    """Starts every row at the instant its last predecessor ends; equal instants in the order of the plan."""
+
+    def __init__(self, env: simpy.Environment, network: Network, plan: Plan, bound: Sequence[Bound]) -> None:
+        self.env, self.network, self.plan = env, network, plan
+        self.makers = [row.make for row in bound]
+        self.columns = list(zip(*(c.tolist() for c in (plan.nbytes, plan.records, plan.runs, plan.flops)), strict=True))
+        self.waiting = np.diff(plan.offsets).tolist()
+        self.successors = _successors(plan)
+        rows = len(plan)
+        self.start, self.finish, self.delay, self.service = ([0] * rows for _ in range(4))
+        self.ready: deque[int] = deque()
+        self.solo_rates: dict[FlowClass, float] = {}
+        self.finished = 0
+        self.draining = False
+
+    def run(self) -> Times:
+        """Run all rows to the end.
+
+        Raises
+        ------
+        InvariantError
+            If time ends while rows still wait.
+        """
+        self.ready.extend(row for row, count in enumerate(self.waiting) if not count)
+        self._drain()
+        self.env.run()
+        if self.finished != len(self.start):
+            raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")
+        columns = (np.array(column, np.int64) for column in (self.start, self.finish, self.delay, self.service))
+        return Times(*columns)
+
+    def _drain(self) -> None:
+        """Start what is ready; rows without work end at once and may make more ready."""
+        if self.draining:
+            return
+        self.draining = True
+        while self.ready:
+            self._begin(self.ready.popleft())
+        self.draining = False
+
+    def _begin(self, row: int) -> None:
+        self.start[row] = int(self.env.now)
+        sizes = self.columns[row]
+        if not any(sizes):
+            self._end(row)
+            return
+        job = self.makers[row % len(self.makers)](Row(*sizes))
+        parts = [part for part in job.parts if part.nbytes]
+        self.delay[row] = job.delay_ps
+        self.service[row] = max([self._alone(part.flow_class, part.nbytes) for part in parts], default=0)
+        self._launch(job.delay_ps, parts, self._ender(row, len(parts)))
+
+    def _alone(self, flow_class: FlowClass, nbytes: int) -> int:
+        """Return how long a flow takes alone, ps."""
+        rate = self.solo_rates.get(flow_class)
+        if rate is None:
+            rate = self.solo_rates[flow_class] = flow_class.solo_rate / PS_PER_S
+        return ceil(nbytes / rate)
+
+    def _launch(self, delay_ps: int, parts: Sequence[Part], done: Callable[[], None]) -> None:
+        start = self.network.start
+        for part in parts:
+            if part.server is None:
+                start(part.flow_class, part.nbytes, done, delay_ps)
+            else:
+                part.server.submit(partial(self._serve, part, delay_ps), done)
+        if not parts:
+            call_after(self.env, delay_ps, done)
+
+    def _serve(self, part: Part, delay_ps: int, release: Callable[[], object]) -> None:
+        self.network.start(part.flow_class, part.nbytes, release, delay_ps)
+
+    def _ender(self, row: int, parts: int) -> Callable[[], None]:
+        """Return what ends a row when the last of its parts calls it."""
+        if parts <= 1:
+            return lambda: self._end(row)
+        left = parts
+
+        def part_done() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._end(row)
+
+        return part_done
+
+    def _end(self, row: int) -> None:
+        self.finish[row] = int(self.env.now)
+        self.finished += 1
+        waiting = self.waiting
+        for successor in self.successors[row]:
+            waiting[successor] -= 1
+            if not waiting[successor]:
+                self.ready.append(successor)
+        self._drain()
+
+
+def _successors(plan: Plan) -> list[list[int]]:
+    """Turn the lists of predecessors around."""
+    successors: list[list[int]] = [[] for _ in range(len(plan))]
+    waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist()
+    for row, before in zip(waiting, plan.after.tolist(), strict=True):
+        successors[before].append(row)
+    return successors

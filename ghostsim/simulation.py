@@ -1,0 +1,261 @@
+"""A scenario from elaboration to figures: the one place where all parts of ghostsim meet.
+
+traces -> workloads -> Selections -> Plans -> machine -> times -> metrics
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ghostsim.config.model import Model
+from ghostsim.config.scenario import Run, Scenario
+from ghostsim.devices.machine import Machine
+from ghostsim.engine.clock import CountingEnvironment
+from ghostsim.engine.network import Network
+from ghostsim.engine.probes import UtilisationProbe
+from ghostsim.errors import ConfigError
+from ghostsim.metrics.collect import Record, compare, run_metrics
+from ghostsim.pipeline.binding import Binder
+from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
+from ghostsim.pipeline.executor import Executor
+from ghostsim.plan.selection import Selection
+from ghostsim.policy.costs import index_stages
+from ghostsim.policy.evaluate import select
+from ghostsim.policy.placement import Placement, place
+from ghostsim.trace.compose import Shape, Workload, compose
+from ghostsim.trace.format import Trace, open_trace
+
+_BINS = 400
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Counters:
+    """What the simulator itself cost."""
+
+    events: int = 0
+    flows: int = 0
+    wall_s: float = 0.0
+    selection_wall_s: float = 0.0
+    peak_rss_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished scenario."""
+
+    metrics: dict[str, Any]
+    records: Mapping[str, Record]
+    workloads: Mapping[str, Workload]
+    notes: list[str]
+    counters: Counters = field(default_factory=Counters)
+
+
+def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progress: Progress | None = None) -> Result:
+    """Run all runs of a scenario.
+
+    Parameters
+    ----------
+    scenario
+        A valid scenario.
+    base
+        Folder that relative trace paths start from.
+    jobs
+        Processes for policy evaluation, 0 for as many as there are cores (at most 4).
+    progress
+        Called with a line about what is being done.
+
+    Raises
+    ------
+    ConfigError
+        If something does not fit: a tier overflows, a filter has no device, a trace is too short.
+    """
+    say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
+    traces = {name: open_trace(name, base) for run in scenario.runs.values() for name in run.workload.trace}
+    models = {label: _charged_model(run, traces) for label, run in scenario.runs.items()}
+    prints = {label: _fit(label, run, models[label], traces) for label, run in scenario.runs.items()}
+    workloads = _workloads(scenario, models, prints, traces)
+    selections = _select(scenario, workloads, jobs, say)
+    counters.selection_wall_s = time.perf_counter() - begun
+    records = {}
+    for label, run in scenario.runs.items():
+        say(f"simulate {label}")
+        records[label] = _run(label, run, models[label], selections[label], prints[label], counters)
+    runs = {label: run_metrics(record) for label, record in records.items()}
+    first = next(iter(workloads.values()))
+    metrics = {
+        "schema": 1,
+        "scenario": scenario.name,
+        "seed": scenario.seed,
+        "trace": {
+            "name": "+".join(trace.name for trace in first.traces),
+            "kind": first.kind,
+            "context_tokens": first.context,
+            "steps": first.steps,
+        },
+        "runs": runs,
+        "compare": compare(runs, scenario.baseline),
+    }
+    counters.wall_s = time.perf_counter() - begun
+    counters.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Result(metrics, records, workloads, _notes(scenario, models, prints), counters)
+
+
+def check(scenario: Scenario, base: Path | None = None) -> None:
+    """Raise what `simulate` would raise before time starts: traces, capacities, filters, tiers."""
+    traces = {name: open_trace(name, base) for run in scenario.runs.values() for name in run.workload.trace}
+    for label, run in scenario.runs.items():
+        _fit(label, run, _charged_model(run, traces), traces)
+        _check_filter(label, run)
+
+
+def _charged_model(run: Run, traces: Mapping[str, Trace]) -> Model:
+    """Return the model that bytes are charged at: with `shape: trace` heads are the trace's."""
+    recorded = traces[run.workload.trace[0]].model
+    if run.workload.shape == "model":
+        return run.model
+    shape = {"head_dim": recorded.head_dim, "q_heads": run.model.kv_heads * recorded.q_per_kv}
+    return run.model.model_copy(update=shape)
+
+
+def _context(run: Run, traces: Mapping[str, Trace]) -> tuple[int, int]:
+    """Return tokens before step 0, and steps."""
+    first = traces[run.workload.trace[0]]
+    return run.workload.context or first.prompt_len, run.workload.steps or first.steps
+
+
+def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace]) -> Footprint:
+    context, steps = _context(run, traces)
+    if run.workload.batch == "fits":
+        batch = largest_batch(run, model, context + steps)
+        if not batch:
+            raise ConfigError(f"runs.{label}.workload.batch: found fits, expected room for at least one request; "
+                              f"{footprint(run, model, context + steps, 1).overflow(run.platform)}")  # fmt: skip
+        return footprint(run, model, context + steps, batch)
+    needed = footprint(run, model, context + steps, run.workload.batch)
+    overflow = needed.overflow(run.platform)
+    if overflow:
+        raise ConfigError(f"runs.{label}: {overflow}, e.g. a smaller workload.batch or batch: fits")
+    return needed
+
+
+def _check_filter(label: str, run: Run) -> None:
+    machine = _machine(run)[0]
+    stages = index_stages(run.policy, run.model.head_dim)
+    try:
+        Binder(machine, run.model, _placement(run), stages, 1)
+    except ConfigError as error:
+        raise ConfigError(f"runs.{label}: {error}") from None
+
+
+def _workloads(
+    scenario: Scenario, models: Mapping[str, Model], prints: Mapping[str, Footprint], traces: Mapping[str, Trace]
+) -> dict[str, Workload]:
+    """Compose one workload for all runs that differ in nothing but the batch; each takes its first requests."""
+    keys = {label: _workload_key(run, models[label]) for label, run in scenario.runs.items()}
+    largest: dict[str, int] = {}
+    for label, key in keys.items():
+        largest[key] = max(largest.get(key, 0), prints[label].batch)
+    composed: dict[str, Workload] = {}
+    for label, run in scenario.runs.items():
+        key = keys[label]
+        if key not in composed:
+            composed[key] = _compose(run, models[label], largest[key], traces, scenario.seed)
+    return {label: composed[key] for label, key in keys.items()}
+
+
+def _workload_key(run: Run, model: Model) -> str:
+    shape = (model.layers, model.kv_heads, model.q_per_kv, model.head_dim)
+    return repr((run.workload.model_dump(exclude={"batch"}), shape))
+
+
+def _compose(run: Run, model: Model, requests: int, traces: Mapping[str, Trace], seed: int) -> Workload:
+    shape = Shape(model.layers, model.kv_heads, model.q_per_kv, model.head_dim)
+    return compose(
+        [traces[name] for name in run.workload.trace],
+        shape,
+        requests=requests,
+        steps=run.workload.steps,
+        context=run.workload.context,
+        seed=seed,
+        trace_shape=run.workload.shape == "trace",
+    )
+
+
+def _select(scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, say: Progress) -> dict[str, Selection]:
+    """Evaluate every policy once per workload."""
+    selections: dict[str, Selection] = {}
+    for workload in {id(workload): workload for workload in workloads.values()}.values():
+        labels = [label for label, other in workloads.items() if other is workload]
+        say(f"evaluate {len(labels)} policies on {len(workload.heads)} attention heads")
+        selections |= select({label: scenario.runs[label].policy for label in labels}, workload, jobs=jobs)
+    return selections
+
+
+def _placement(run: Run) -> Placement:
+    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result)
+
+
+def _machine(run: Run) -> tuple[Machine, CountingEnvironment, Network]:
+    env = CountingEnvironment()
+    network = Network(env)
+    return Machine(env, network, run.platform), env, network
+
+
+def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footprint, counters: Counters) -> Record:
+    """Simulate one run on a machine of its own."""
+    machine, env, network = _machine(run)
+    placement = _placement(run)
+    plan = place(selection, run.policy, model, placement, fits.batch)
+    bound = Binder(machine, model, placement, selection.stages, fits.batch).bind(plan)
+    probe = UtilisationProbe(network, bin_ps=_BIN_PS)
+    times = Executor(env, network, plan, bound).run()
+    counters.events += env.events
+    counters.flows += network.flows_started
+    return Record(
+        label=label,
+        policy=run.policy.name,
+        platform=run.platform,
+        batch=fits.batch,
+        plan=plan,
+        bound=bound,
+        times=times,
+        selection=selection,
+        capacity_bytes=fits.tiers,
+        utilisation=probe.utilisation(),
+        bin_ps=_BIN_PS,
+        series=_series(probe, network),
+    )
+
+
+_BIN_PS = 500_000_000
+
+
+def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]:
+    """Return the utilisation of each resource that was used at all, per bin."""
+    bins = probe.bins()
+    return {
+        resource.name: (bins[resource.index] / (resource.capacity * _BIN_PS / 1e12)).tolist()
+        for resource in network.resources.values()
+        if bins[resource.index].any()
+    }
+
+
+def _notes(scenario: Scenario, models: Mapping[str, Model], prints: Mapping[str, Footprint]) -> list[str]:
+    """Say what a reader must know about batches that were chosen or cannot be."""
+    notes = []
+    for label, run in scenario.runs.items():
+        if run.workload.batch != "fits":
+            continue
+        batch = scenario.workload.batch
+        text = f"{label}: batch {prints[label].batch} is the largest whose weights and KV fit"
+        if isinstance(batch, int) and batch > prints[label].batch:
+            wanted = footprint(run, models[label], prints[label].tokens, batch)
+            text += f"; batch {batch} does not: {wanted.overflow(run.platform)}"
+        notes.append(text)
+    return notes

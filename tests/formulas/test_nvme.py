@@ -1,0 +1,116 @@
+"""Do the NVMe formulas respect the limit of every stage of a drive?"""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostsim.timing.nvme import (
+    NvmeSpec,
+    idle_latency_ps,
+    mean_latency_ps,
+    p99_latency_ps,
+    pages,
+    random_read_iops,
+    read_amplification,
+    stream_bandwidth,
+)
+
+US = 1_000_000
+GEN4 = NvmeSpec(
+    channels=16,
+    dies_per_channel=8,
+    page_bytes=4096,
+    t_read_ps=60 * US,
+    t_program_ps=600 * US,
+    channel_bytes_per_s=1.2e9,
+    controller_iops=1.5e6,
+    pcie_bytes_per_s=6.8e9,
+    queue_pairs=64,
+    queue_depth=1024,
+    overhead_ps=20 * US,
+)
+CLIENT = replace(
+    GEN4,
+    channels=4,
+    dies_per_channel=5,
+    t_read_ps=45 * US,
+    channel_bytes_per_s=2.4e9,
+    controller_iops=1e6,
+    overhead_ps=12 * US,
+)
+requests = st.integers(1, 2048)
+io_sizes = st.integers(1, 256).map(lambda count: 512 * count)
+
+
+def test_idle_latency_adds_overhead_array_channel_and_link():
+    expected = 80 * US + (4096 / 1.2e9 + 4096 / 6.8e9) * 1e12
+    assert idle_latency_ps(GEN4, 4096) == pytest.approx(expected, abs=1)
+
+
+def test_pages_of_one_read_are_fetched_side_by_side():
+    sixteen = idle_latency_ps(GEN4, 16 * 4096)
+    assert sixteen == pytest.approx(80 * US + (4096 / 1.2e9 + 16 * 4096 / 6.8e9) * 1e12, abs=1)
+
+
+@pytest.mark.parametrize(("record", "expected"), [(512, 8.0), (4096, 1.0), (8192, 1.0), (5120, 1.6)])
+def test_small_records_read_a_whole_page(record, expected):
+    assert read_amplification(GEN4, record) == pytest.approx(expected)
+
+
+def test_one_outstanding_read_is_latency_bound():
+    assert random_read_iops(GEN4, 4096, 1) == pytest.approx(1e12 / idle_latency_ps(GEN4, 4096))
+
+
+def test_deep_queues_reach_the_controller_limit():
+    assert random_read_iops(GEN4, 4096, 2000) == 1.5e6
+
+
+def test_slow_arrays_limit_by_dies():
+    slow = replace(GEN4, t_read_ps=200 * US)
+    assert random_read_iops(slow, 4096, 60_000) == pytest.approx(128 / 200e-6)
+
+
+def test_commands_beyond_the_queues_add_nothing():
+    small = replace(GEN4, queue_pairs=1, queue_depth=8)
+    assert random_read_iops(small, 4096, 8) == random_read_iops(small, 4096, 500)
+
+
+@given(io_sizes, requests)
+def test_random_reads_never_exceed_link_or_stream(io_bytes, outstanding):
+    moved = random_read_iops(GEN4, io_bytes, outstanding) * pages(GEN4, io_bytes) * 4096
+    assert random_read_iops(GEN4, io_bytes, outstanding) * io_bytes <= 6.8e9 * (1 + 1e-12)
+    assert moved <= 16 * 1.2e9 * (1 + 1e-12)
+
+
+@given(io_sizes, requests)
+def test_more_outstanding_reads_never_lower_throughput(io_bytes, outstanding):
+    assert random_read_iops(GEN4, io_bytes, outstanding) <= random_read_iops(GEN4, io_bytes, outstanding + 1)
+
+
+@given(io_sizes, requests)
+def test_loaded_latency_never_falls_below_idle_and_p99_never_below_mean_at_depth(io_bytes, outstanding):
+    idle, mean = idle_latency_ps(GEN4, io_bytes), mean_latency_ps(GEN4, io_bytes, outstanding)
+    assert mean >= idle - 1
+    assert p99_latency_ps(GEN4, io_bytes, outstanding) >= mean
+
+
+def test_stream_reads_at_link_rate_and_writes_at_program_rate():
+    assert stream_bandwidth(GEN4) == 6.8e9
+    assert stream_bandwidth(GEN4, "write") == pytest.approx(128 * 4096 / 600e-6)
+
+
+@pytest.mark.parametrize(("depth", "mean_us", "p99_us"), [(8, 65.4, 138), (64, 152.6, 423)])
+def test_queue_depths_of_a_measured_client_drive(depth, mean_us, p99_us):
+    """The drive of ``4k_randread`` in the published fio tables: 59.5 us at queue depth 1."""
+    assert idle_latency_ps(CLIENT, 4096) == pytest.approx(59.5 * US, rel=0.01)
+    assert mean_latency_ps(CLIENT, 4096, depth) == pytest.approx(mean_us * US, rel=0.12)
+    assert p99_latency_ps(CLIENT, 4096, depth) == pytest.approx(p99_us * US, rel=0.12)
+
+
+@pytest.mark.parametrize("outstanding", [1, 2, 500, 50_000])
+def test_drive_of_one_die_queues_everything(outstanding):
+    single = replace(GEN4, channels=1, dies_per_channel=1)
+    waiting = (outstanding - 1) * single.t_read_ps
+    assert p99_latency_ps(single, 4096, outstanding) >= idle_latency_ps(single, 4096) + waiting

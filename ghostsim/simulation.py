@@ -15,7 +15,7 @@ from typing import Any
 from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run, Scenario
 from ghostsim.devices.machine import Machine
-from ghostsim.engine.clock import CountingEnvironment
+from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError
@@ -31,6 +31,7 @@ from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import Trace, open_trace
 
 _BINS = 400
+_FIRST_BIN_PS = 1_000_000
 Progress = Callable[[str], None]
 
 
@@ -213,7 +214,7 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
     placement = _placement(run)
     plan = place(selection, run.policy, model, placement, fits.batch)
     bound = Binder(machine, model, placement, selection.stages, fits.batch).bind(plan)
-    probe = UtilisationProbe(network, bin_ps=_BIN_PS)
+    probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
     times = Executor(env, network, plan, bound).run()
     counters.events += env.events
     counters.flows += network.flows_started
@@ -228,21 +229,18 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         selection=selection,
         capacity_bytes=fits.tiers,
         utilisation=probe.utilisation(),
-        bin_ps=_BIN_PS,
+        bin_ps=probe.bin_ps,
         series=_series(probe, network),
     )
-
-
-_BIN_PS = 500_000_000
 
 
 def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]:
     """Return the utilisation of each resource that was used at all, per bin."""
     bins = probe.bins()
     return {
-        resource.name: (bins[resource.index] / (resource.capacity * _BIN_PS / 1e12)).tolist()
-        for resource in network.resources.values()
-        if bins[resource.index].any()
+        each.name: (bins[each.index] / (each.capacity * probe.bin_ps / PS_PER_S)).tolist()
+        for each in network.resources.values()
+        if bins[each.index].any()
     }
 
 

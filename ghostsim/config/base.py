@@ -61,6 +61,8 @@ class Block(Strict):
         if not isinstance(data, Mapping):
             return data
         origin = {key: data[key] for key in ("source", "confidence") if data.get(key) is not None}
+        if origin.get("confidence", "assumed") not in get_args(Confidence):
+            origin["confidence"] = "assumed"  # the field itself is refused below, at its own place
         return {key: cls._unwrap_one(key, value, origin) for key, value in data.items()}
 
     @classmethod
@@ -86,7 +88,7 @@ def _require_source(origin: Mapping[str, Any], key: str, value: object) -> None:
     if not isinstance(origin.get("source"), str) or origin.get("confidence") not in get_args(Confidence):
         message = (
             "found {found} without a source, expected a number that says where it comes from, "
-            'e.g. {{value: "32 GT/s", source: "PCIe 5.0 base specification", confidence: datasheet}} with '
+            'e.g. {value: "32 GT/s", source: "PCIe 5.0 base specification", confidence: datasheet} with '
             "confidence one of measured, datasheet, derived, assumed"
         )
         raise PydanticCustomError("unsourced", message, {"found": repr(value), "key": key})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostsim.bundled import folder
-from ghostsim.config.document import Path_, read
+from ghostsim.config.document import TreePath, read
 from ghostsim.errors import ConfigError, Location
 
 FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -122,11 +122,14 @@ def _entry(name: str, kind: str, path: Path) -> Entry:
         return Entry(name, kind, str(path), f"invalid: {error}")
     facts = text if isinstance(text, dict) else {}
     shown = path.parent if kind == "trace" else path
-    summary = facts.get("summary") or facts.get("paper") or _trace_summary(facts)
+    summary = facts.get("summary") or facts.get("paper") or _derived_summary(facts)
     return Entry(name, str(facts.get("kind") or kind) if kind == "part" else kind, str(shown), str(summary))
 
 
-def _trace_summary(facts: Mapping[str, Any]) -> str:
+def _derived_summary(facts: Mapping[str, Any]) -> str:
+    axes = [path for axis in ("grid", "zip") for path in facts.get(axis) or ()]
+    if "scenario" in facts:
+        return f"{facts['scenario']} over {', '.join(map(str, axes)) or 'listed points'}"
     if "tokens" not in facts:
         return ""
     model = facts.get("model")
@@ -157,7 +160,7 @@ def assumed_numbers(document: Any) -> list[Provenance]:
 _NOT_NUMBERS = ("source", "confidence", "schema", "name", "summary", "kind")
 
 
-def _walk(node: Any, path: Path_, source: str | None, confidence: str | None) -> Iterator[Provenance]:
+def _walk(node: Any, path: TreePath, source: str | None, confidence: str | None) -> Iterator[Provenance]:
     if isinstance(node, Mapping):
         source = node.get("source") or source
         confidence = node.get("confidence") or confidence

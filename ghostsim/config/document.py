@@ -27,7 +27,7 @@ except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader as _Loader  # type: ignore[assignment]
 
 Scalar = str | int | float | bool | None
-Path_ = tuple[str | int, ...]
+TreePath = tuple[str | int, ...]
 
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
@@ -62,9 +62,7 @@ class Node:
         object.__setattr__(self, "size", 1 + sum(child.size for child in below))
         object.__setattr__(self, "depth", 1 + max((child.depth for child in below), default=0))
         if self.size > MAX_NODES:
-            raise ConfigError(
-                f"found more than {MAX_NODES} values when unfolded, expected a smaller document", self.at
-            )
+            raise ConfigError(f"found more than {MAX_NODES} values when unfolded, expected a smaller document", self.at)
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"found a nesting deeper than {MAX_DEPTH}, expected a flatter document", self.at)
 
@@ -99,7 +97,7 @@ class Node:
         """Return this mapping with other entries."""
         return Node(entries, self.at, self.keys if keys is None else keys)
 
-    def marks(self, path: Path_ = ()) -> Iterator[tuple[Path_, Location]]:
+    def marks(self, path: TreePath = ()) -> Iterator[tuple[TreePath, Location]]:
         """Yield the place of every value below, by its path."""
         yield path, self.at
         if isinstance(self.value, Mapping):
@@ -310,8 +308,10 @@ class _Plain(_Dumper):
     def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         if kind is not yaml.ScalarNode or not implicit[0]:
             return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
-        names = {bool: "bool", int: "int", float: "float", type(None): "null"}
-        return f"tag:yaml.org,2002:{names.get(type(resolve(value)), 'str')}"
+        name = {bool: "bool", int: "int", float: "float", type(None): "null"}.get(type(resolve(value)))
+        if name is None:  # quotes also what YAML 1.1 readers would take for something else
+            return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        return f"tag:yaml.org,2002:{name}"
 
 
 def _fits_a_line(parts: list[yaml.Node]) -> bool:

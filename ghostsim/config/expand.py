@@ -39,7 +39,7 @@ def merge(base: Node | None, over: Node | None, annotation: Any, *, force: bool 
     if not force and _stands_alone(base, over, annotation):
         return over
     if not over.map:
-        return base
+        return Node(base.value, over.at, base.keys) if force else base
     typed = over if "kind" in over.map else base
     entries = dict(base.map)
     for key, value in over.map.items():

@@ -132,5 +132,6 @@ def _sample(part: Any) -> str | None:
     if get_origin(part) is Annotated:
         return _sample(get_args(part)[0])
     if get_origin(part) is tuple:
-        return f"[{_sample(get_args(part)[0])}]"
+        inner = _sample(get_args(part)[0])
+        return f"[{inner}]" if inner else None
     return {int: "8", float: "0.5", bool: "true", str: "some_name"}.get(part)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
-from ghostsim.config.document import Node, Path_
+from ghostsim.config.document import Node, TreePath
 from ghostsim.config.expand import Library, merge
 from ghostsim.config.hardware import Part, Platform
 from ghostsim.config.model import Model
@@ -34,7 +34,7 @@ class Loaded(Generic[T]):
     kind: str
     value: T
     document: dict[str, Any]
-    marks: Mapping[Path_, Location]
+    marks: Mapping[TreePath, Location]
     inputs: Mapping[str, str]
     """sha256 of every file that was read, by its path."""
 
@@ -58,7 +58,7 @@ class LoadedScenario(Loaded[Scenario]):
         return _place(self.marks, path[2:]) if shared and path not in self.marks else _place(self.marks, path)
 
 
-def _place(marks: Mapping[Path_, Location], path: Path_) -> Location:
+def _place(marks: Mapping[TreePath, Location], path: TreePath) -> Location:
     return next(marks[path[:length]] for length in range(len(path), -1, -1) if path[:length] in marks)
 
 
@@ -75,7 +75,7 @@ class _Checker:
         self._known: dict[tuple[int, int], Any] = {}
         self._alive: list[Node] = []
 
-    def value(self, node: Node, annotation: Any, path: Path_, ready: Mapping[str, Any] | None = None) -> Any:
+    def value(self, node: Node, annotation: Any, path: TreePath, ready: Mapping[str, Any] | None = None) -> Any:
         """Return the valid value of `node`, else None; `ready` holds fields that are valid already (or None)."""
         key = (id(node), id(annotation))
         if ready is None and key in self._known:
@@ -86,7 +86,7 @@ class _Checker:
             self._known[key] = value
         return value
 
-    def _validate(self, node: Node, annotation: Any, path: Path_, ready: Mapping[str, Any]) -> Any:
+    def _validate(self, node: Node, annotation: Any, path: TreePath, ready: Mapping[str, Any]) -> Any:
         plain = node.plain()
         data = {**plain, **ready} if isinstance(plain, dict) else plain
         broken = {key for key, value in ready.items() if value is None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from ghostsim.config import fields
 from ghostsim.config.base import MisfitError
-from ghostsim.config.document import Node, Path_
+from ghostsim.config.document import Node, TreePath
 from ghostsim.config.scenario import Run, Scenario
 from ghostsim.errors import ConfigError, Location
 
@@ -22,8 +23,10 @@ class Problem:
     """One thing that is wrong."""
 
     at: Location
-    path: Path_
+    path: TreePath
     message: str
+    kind: str = "value_error"
+    """Its name in pydantic."""
 
     def error(self, more: int = 0) -> ConfigError:
         """Return the exception that says so."""
@@ -34,8 +37,8 @@ class Problem:
 
 def first_error(problems: Iterable[Problem], main: Location) -> ConfigError:
     """Return the error of the problem that comes first in the file, with the number of the others."""
-    unique: dict[tuple[Path_, str], Problem] = {}
-    for problem in problems:
+    unique: dict[tuple[TreePath, str], Problem] = {}
+    for problem in _causes(list(problems)):
         unique.setdefault((problem.path[-1:], problem.message), problem)
     places: dict[Location, Problem] = {}
     for problem in unique.values():
@@ -44,6 +47,24 @@ def first_error(problems: Iterable[Problem], main: Location) -> ConfigError:
             places[problem.at] = replace(known, message=_either(known.message, problem.message))
     found = sorted(places.values(), key=lambda problem: _order(problem, main))
     return found[0].error(len(found) - 1)
+
+
+def _causes(problems: list[Problem]) -> list[Problem]:
+    """Leave out what follows from other problems.
+
+    A wrong kind makes every key wrong, an unknown key is likely the one that is missing, and a list of entries
+    that are all invalid counts as empty.
+    """
+    kinds = {problem.path[:-1] for problem in problems if problem.path[-1:] == ("kind",) and problem.kind != "missing"}
+    misspelt = {problem.path[:-1] for problem in problems if problem.kind == "extra_forbidden"}
+    above = {problem.path[:length] for problem in problems for length in range(len(problem.path))}
+    return [
+        problem
+        for problem in problems
+        if not (problem.path[-1:] != ("kind",) and any(problem.path[: len(kind)] == kind for kind in kinds))
+        and not (problem.kind == "missing" and problem.path[:-1] in misspelt)
+        and not (problem.kind == "too_short" and problem.path in above)
+    ]
 
 
 def _either(one: str, two: str) -> str:
@@ -86,18 +107,18 @@ def unknown_key(key: str, choices: Sequence[str], model: type[BaseModel] | None 
     return f"found the unknown key {key!r}, expected one of {', '.join(choices)}{hint}"
 
 
-def describe(error: ErrorDetails, root: Node, annotation: Any, prefix: Path_) -> Problem:
+def describe(error: ErrorDetails, root: Node, annotation: Any, prefix: TreePath) -> Problem:
     """Return one pydantic error about ``root`` (which stands at `prefix`) as a problem with its place."""
     extra = _extra_path(error)
-    path, parent, node, above = _follow(root, annotation, (*error["loc"], *extra))
+    path, parent, node, above = _follow(root, annotation, (*_without_tags(root, annotation, error["loc"]), *extra))
     key = str(path[-1]) if path else ""
     if node is None and error["type"] == "extra_forbidden":
         node = parent
     at = _place(error["type"], parent, node, key)
-    return Problem(at, (*prefix, *path), _message(error, above, parent, node, key))
+    return Problem(at, (*prefix, *path), _message(error, above, parent, node, key), error["type"])
 
 
-def _extra_path(error: ErrorDetails) -> Path_:
+def _extra_path(error: ErrorDetails) -> TreePath:
     context = error.get("ctx", {})
     if error["type"] == "union_tag_invalid" and "kind" in context["discriminator"]:
         return ("kind",)
@@ -108,12 +129,12 @@ def _extra_path(error: ErrorDetails) -> Path_:
     return getattr(context.get("error"), "path", ())
 
 
-def _follow(root: Node, annotation: Any, loc: Path_) -> tuple[Path_, Node, Node | None, Any]:
-    """Walk a location, leaving out what is no part of the document (tags of unions).
+def _follow(root: Node, annotation: Any, loc: TreePath) -> tuple[TreePath, Node, Node | None, Any]:
+    """Walk a location, leaving out what is no part of the document.
 
     Returns the path, the node above its end, the node at its end (none if it is missing) and the type above.
     """
-    path: Path_ = ()
+    path: TreePath = ()
     above, parent, node = annotation, root, root
     for index, key in enumerate(loc):
         below = node.step(key)
@@ -124,6 +145,22 @@ def _follow(root: Node, annotation: Any, loc: Path_) -> tuple[Path_, Node, Node 
         elif index == len(loc) - 1 and _is_missing(annotation, node, key):
             return (*path, key), node, None, annotation
     return path, parent, node, above
+
+
+def _without_tags(root: Node, annotation: Any, loc: TreePath) -> TreePath:
+    """Leave out of a location the names of the members of choices."""
+    kept: TreePath = ()
+    node: Node | None = root
+    is_tag = len(fields.models(annotation)) > 1
+    for key in loc:
+        if is_tag:
+            is_tag = False
+            continue
+        kept = (*kept, key)
+        annotation = fields.child(annotation, node, key) if node else None
+        node = node.step(key) if node else None
+        is_tag = len(fields.models(annotation)) > 1
+    return kept
 
 
 def _is_missing(annotation: Any, node: Node, key: str | int) -> bool:
@@ -184,11 +221,22 @@ def _message(error: ErrorDetails, above: Any, parent: Node, node: Node | None, k
     if kind in ("unsourced", "quantity_key"):
         return error["msg"]
     if kind == "value_error":
-        text = str(context["error"])
+        text = _as_written(str(context["error"]), node, error["input"])
         done = "e.g." in text or isinstance(context["error"], MisfitError)
         return text if done else text + such_as
     found = shown(_written(node, error["input"]))
     return f"found {found}, expected {_expected(kind, context, error['msg'])}{such_as}"
+
+
+_CONVERTED = re.compile(r"^found (-?[0-9.]+(e[-+]?[0-9]+)?|\{.*\})(?=,)")
+
+
+def _as_written(text: str, node: Node | None, value: object) -> str:
+    """Return a message that shows what stands in the file instead of what it was converted to."""
+    if text.startswith(f"found {value!r}"):
+        return text.replace(repr(value), shown(value), 1)
+    inner = node.map.get("value", node) if node is not None else None
+    return _CONVERTED.sub(lambda _: f"found {shown(inner.plain())}", text) if inner is not None else text
 
 
 def _written(node: Node | None, value: object) -> object:

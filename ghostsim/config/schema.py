@@ -20,6 +20,7 @@ Schema = dict[str, Any]
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME: Schema = {"type": "string", "minLength": 1, "description": "file or bundled name"}
 _EXTENDS: Schema = {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
+_OVERRIDE = "Override"
 _SHORT_FORMS: Mapping[tuple[type[BaseModel], str], Schema] = {
     (Keep, "select"): {"const": "all"},
     (Workload, "trace"): {"type": "string"},
@@ -54,7 +55,7 @@ def _schema(kind: str, root: Any) -> Schema:
     parts = {f"{name}Override": _override(schema) for name, schema in whole.items()}
     choices = [{"$ref": f"#/$defs/{model.__name__}"} for model in top]
     start: Schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
-    known = {**{name: _required(schema) for name, schema in whole.items()}, **parts}
+    known = {**{name: _whole_or_extended(name, schema) for name, schema in whole.items()}, **parts}
     return {"$schema": _DIALECT, "title": f"ghostsim {kind}", **start, "$defs": _used(start, known)}
 
 
@@ -125,7 +126,10 @@ def _renamed(schema: Any) -> Any:
         return [_renamed(entry) for entry in schema]
     if not isinstance(schema, dict):
         return schema
-    return {key: f"{value}Override" if key == "$ref" else _renamed(value) for key, value in schema.items()}
+    return {
+        key: f"{value.removesuffix(_OVERRIDE)}{_OVERRIDE}" if key == "$ref" else _renamed(value)
+        for key, value in schema.items()
+    }
 
 
 def _override(schema: Schema) -> Schema:
@@ -134,11 +138,12 @@ def _override(schema: Schema) -> Schema:
     return renamed
 
 
-def _required(schema: Schema) -> Schema:
-    kept = {key: value for key, value in schema.items() if key != "required"}
-    shared = SHARED if schema.get("title") == Run.__name__ else ()
+def _whole_or_extended(name: str, schema: Schema) -> Schema:
+    """A mapping has all that is required, or it extends another and holds what differs."""
+    shared = SHARED if name == Run.__name__ else ()
     required = [key for key in schema.get("required", ()) if key not in shared]
-    return {**kept, "anyOf": [{"required": required}, {"required": ["extends"]}]} if required else kept
+    whole = {**schema, "required": required}
+    return {"anyOf": [whole, {"$ref": f"#/$defs/{name}Override", "required": ["extends"]}]} if required else schema
 
 
 def _used(start: Any, known: Mapping[str, Schema]) -> dict[str, Schema]:

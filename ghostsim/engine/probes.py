@@ -17,14 +17,16 @@ _ONE_BIN_PS = 2**62
 class UtilisationProbe(Probe):
     """Time-weighted use of every resource: its integral and, with `bin_ps`, its course in bins of that width.
 
-    Each change of rates costs one entry of a log, which is summed when it is long or when somebody asks.
+    Each change of rates costs one entry of a log, which is summed when it is long or when somebody asks. Bins
+    double in width whenever there would be more than `most_bins` of them.
     """
 
-    def __init__(self, network: Network, bin_ps: int | None = None) -> None:
+    def __init__(self, network: Network, bin_ps: int | None = None, most_bins: int | None = None) -> None:
         if bin_ps is not None and bin_ps < 1:
             raise ValueError(f"found bins of {bin_ps} ps, expected at least 1")
         self._network = network
         self._bin_ps = bin_ps or _ONE_BIN_PS
+        self._most_bins = most_bins
         self._start_ps = int(network.env.now)
         self._log: list[tuple[int, Sequence[float]]] = [(self._start_ps, ())]
         self._sums: NDArray[np.float64] = np.zeros((0, 0))
@@ -45,6 +47,11 @@ class UtilisationProbe(Probe):
         self._sum_log()
         return self._sums.T.copy()
 
+    @property
+    def bin_ps(self) -> int:
+        """Present width of a bin."""
+        return self._bin_ps
+
     def units(self) -> NDArray[np.float64]:
         """Return the units used of each resource since the probe was attached, shape [resources]."""
         return np.asarray(self.bins().sum(axis=1))
@@ -63,12 +70,19 @@ class UtilisationProbe(Probe):
         log, self._log = self._log, self._log[-1:]
         times = np.array([now for now, _ in log])
         state, use = _table([used for _, used in log[:-1]], len(self._network.resources))
+        self._widen(int(times[-1]))
         entry, column, elapsed_ps = _cut(times[:-1], times[1:], self._bin_ps)
-        self._grow(int(times[-1] // self._bin_ps) + 1, use.shape[1])
+        self._grow(-(-int(times[-1]) // self._bin_ps), use.shape[1])
         if len(entry):
             units = use[state[entry]] * (elapsed_ps / PS_PER_S)[:, None]
             first = np.flatnonzero(np.diff(column, prepend=-1))
             self._sums[column[first]] += np.add.reduceat(units, first, axis=0)
+
+    def _widen(self, end_ps: int) -> None:
+        while self._most_bins is not None and end_ps > self._most_bins * self._bin_ps:
+            self._sums = np.pad(self._sums, [(0, len(self._sums) % 2), (0, 0)])
+            self._sums = self._sums[::2] + self._sums[1::2]
+            self._bin_ps *= 2
 
     def _grow(self, bins: int, resources: int) -> None:
         more = max(0, bins - len(self._sums)), resources - self._sums.shape[1]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,18 +23,25 @@ from ghostsim.errors import InvariantError
 from ghostsim.plan import selection as selection_module
 from ghostsim.plan import store
 from ghostsim.plan.selection import Selection
-from ghostsim.policy import costs, exact, formats, indexes, keep, rules
+from ghostsim.policy import attended, cold, costs, exact, formats, indexes, keep, rows, rules
 from ghostsim.policy import head as head_module
 from ghostsim.policy.costs import index_stages
-from ghostsim.policy.head import HeadRows, claims, evaluate_heads
+from ghostsim.policy.head import evaluate_heads
+from ghostsim.policy.rows import HeadRows, claims
 from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import open_trace
 
 Progress = Callable[[int, int], None]
 
 _MAX_JOBS = 4
-_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_CODE = (selection_module, costs, exact, formats, head_module, indexes, keep, policy_models, rules, seeding, store)
+_WORKER = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"),
+    # glibc would give every large temporary back to the system and have it zeroed again: a fifth of the time.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+}
+_POLICY_CODE = (attended, cold, costs, exact, formats, head_module, indexes, keep, rows, rules)
+_CODE = (selection_module, policy_models, seeding, store, *_POLICY_CODE)
 
 
 def select(
@@ -172,10 +179,10 @@ def _evaluate_unit(task: Task) -> list[HeadRows]:
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Let processes started inside compute on one thread each."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+def _worker_environment() -> Iterator[None]:
+    """Let processes started inside compute on one thread each, with an allocator that keeps what it has."""
+    before = {name: os.environ.get(name) for name in _WORKER}
+    os.environ.update(_WORKER)
     try:
         yield
     finally:
@@ -189,7 +196,7 @@ def _single_threaded() -> Iterator[None]:
 def _evaluated(tasks: Sequence[Task], jobs: int) -> Iterator[list[HeadRows]]:
     """Yield the results of tasks in order."""
     workers = min(jobs or min(os.cpu_count() or 1, _MAX_JOBS), len(tasks))
-    with _single_threaded(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _worker_environment(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(_evaluate_unit, tasks)
         except BaseException:

@@ -2,268 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from ghostsim.config.policy import (
     Above,
     AllRule,
-    BoxScore,
     Certify,
     ExactScore,
-    IntFormat,
     Margin,
     NoneRule,
-    Pin,
     Policy,
     Published,
     PublishedScore,
     TopFrac,
     TopK,
-    kind_of,
 )
 from ghostsim.errors import ConfigError
-from ghostsim.plan.selection import Bits, Floats, IndexStage, Ints
+from ghostsim.policy.attended import LossyReader, Owners, exact_output, owners, read_output, relative_error
+from ghostsim.policy.cold import (
+    Cold,
+    Oracle,
+    Pins,
+    certificate,
+    certified_read,
+    exponentials,
+    fitting_rows,
+    masked_sum,
+    page_sizes,
+    pins_of,
+)
 from ghostsim.policy.costs import index_stages
-from ghostsim.policy.exact import Array, Block, blocks, scaled_products, softcapped
-from ghostsim.policy.formats import dequantised
+from ghostsim.policy.exact import Array, Block, blocks, wide_sum
 from ghostsim.policy.indexes import BoxIndex, TokenIndex, build, page_scores, token_scores
 from ghostsim.policy.keep import Clause, agreed_top, budget, combined, stored_by_all
-from ghostsim.policy.rules import CLIP, Ledger, Mask, ledger, spend
+from ghostsim.policy.rows import HeadRows, empty_rows
+from ghostsim.policy.rules import Mask
 from ghostsim.trace.compose import Head
 
 ORACLE_EPS = 0.01
-_CLAIMING = ("exact", "upper-bound", "claimed")
-
-
-@dataclass(frozen=True, eq=False)
-class HeadRows:
-    """The rows of a `Selection` that one head fills: its fields without the axis U."""
-
-    attended: Ints
-    hot_tokens: Ints
-    cold_tokens: Ints
-    stored_tokens: Ints
-    read_tokens: Ints
-    read_runs: Ints
-    scanned: Ints
-    lost_mass: Floats
-    certified_mass: Floats | None
-    violations: Ints | None
-    violated_mass: Floats | None
-    bound_checks: Ints
-    top_cold: Ints
-    top_eliminated: Ints
-    needless_reads: Ints
-    oracle_reads: Ints
-    output_error: Floats | None
-    sets: Bits
-
-    def positions(self, step: int) -> npt.NDArray[np.int32]:
-        """Return the positions attended at a step, ascending."""
-        return np.flatnonzero(np.unpackbits(self.sets[step], bitorder="little")).astype(np.int32)
-
-
-def claims(policy: Policy) -> bool:
-    """Whether the READ score of a policy claims to bound the exact score from above."""
-    return policy.read.score is not None and kind_of(policy.read.score) in _CLAIMING
-
-
-def empty_rows(
-    policy: Policy, stages: tuple[IndexStage, ...], shape: tuple[int, int], tokens: int, values: bool
-) -> HeadRows:
-    """Return rows of zeros for `shape` = (steps, query heads)."""
-    steps, g = shape
-    certified, claimed = isinstance(policy.read.rule, Certify), claims(policy)
-    per_step = [np.zeros(steps, dtype=np.int64) for _ in range(8)]
-    per_query = [np.zeros((steps, g), dtype=np.int64) for _ in range(4)]
-    per_mass = [np.zeros((steps, g)) for _ in range(4)]
-    return HeadRows(
-        attended=per_step[0],
-        hot_tokens=per_step[1],
-        cold_tokens=per_step[2],
-        stored_tokens=per_step[3],
-        read_tokens=per_step[4],
-        read_runs=per_step[5],
-        scanned=np.zeros((len(stages), steps), dtype=np.int64),
-        lost_mass=per_mass[0],
-        certified_mass=per_mass[1] if certified else None,
-        violations=per_query[0] if claimed else None,
-        violated_mass=per_mass[2] if claimed else None,
-        bound_checks=per_query[1],
-        top_cold=per_query[2],
-        top_eliminated=per_query[3],
-        needless_reads=per_step[6],
-        oracle_reads=per_step[7],
-        output_error=per_mass[3] if values else None,
-        sets=np.zeros((steps, (tokens + 7) // 8), dtype=np.uint8),
-    )
-
-
-# --- hot and cold -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pins:
-    """The PIN set of a policy: of READ, else of the clause that evicts."""
-
-    pin: Pin
-    page: int
-    at_prefill: bool
-
-    def cold(self, begin: int, own: int, context: int) -> tuple[int, int]:
-        """Return the range [c0, c1) of attended positions outside the pins; the own token is always hot."""
-        newest = context - 1 if self.at_prefill else own
-        c1 = min(own, newest + 1 - self.pin.window)
-        if self.pin.last_page:
-            c1 = min(c1, own // self.page * self.page)
-        c0 = min(max(begin, self.pin.sinks), own)
-        return c0, max(c0, c1)
-
-
-def pins_of(policy: Policy) -> Pins:
-    """Return the PIN set that divides hot from cold."""
-    if policy.read.pin != Pin():
-        return Pins(policy.read.pin, policy.read.page, at_prefill=False)
-    for keep in policy.keep:
-        if not keep.everything and not all(other.everything for other in policy.keep):
-            return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
-    return Pins(Pin(), 1, at_prefill=False)
-
-
-def fitting_rows(pins: Pins, context: int) -> slice:
-    """Return the prompt positions outside the pins when prefill ends, on which indexes are fitted."""
-    start, stop = pins.pin.sinks, context - pins.pin.window
-    return slice(start, stop) if stop - start > 1 else slice(0, context)
-
-
-# --- one step -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Cold:
-    """The cold units of one step: positions c0 .. c1, in units of `sizes` tokens each (None: one)."""
-
-    block: Block
-    step: int
-    c0: int
-    c1: int
-    sizes: Ints | None
-
-    @property
-    def weights(self) -> Array:
-        """[g, tokens] exp(score - peak)."""
-        return self.block.weights[self.step, :, self.c0 : self.c1]
-
-    @property
-    def unit_weights(self) -> Array:
-        """[g, units]"""
-        if self.sizes is None:
-            return self.weights
-        if not len(self.sizes):
-            return self.weights
-        return np.add.reduceat(self.weights, np.cumsum(self.sizes) - self.sizes, axis=1)
-
-    @property
-    def total(self) -> npt.NDArray[np.float64]:
-        """[g] softmax sum over all attended positions."""
-        return self.block.total[self.step]
-
-    def hot_total(self) -> npt.NDArray[np.float64]:
-        """[g] softmax sum over the hot positions."""
-        row = self.block.weights[self.step]
-        return row[:, : self.c0].sum(axis=1, dtype=np.float64) + row[:, self.c1 :].sum(axis=1, dtype=np.float64)
-
-    def tokens(self, units: Mask) -> Mask:
-        """Spread a mask of units over their tokens."""
-        return units if self.sizes is None else np.repeat(units, self.sizes)
-
-
-def _page_sizes(c0: int, c1: int, page: int) -> Ints:
-    edges = np.arange(c0 // page, (c1 - 1) // page + 2) * page if c1 > c0 else np.zeros(1, dtype=np.int64)
-    return np.diff(np.clip(edges, c0, c1))
-
-
-def _slack(dtype: npt.DTypeLike) -> float:
-    """Return the relative error that exp and the sums may make, by which certificates are widened."""
-    return 8e-6 if np.dtype(dtype) == np.float32 else 1e-12
-
-
-def exponentials(bounds: Array, cold: Cold) -> tuple[Array, Array]:
-    """Return (bound - peak, its exponential), cut off where any budget is long spent."""
-    shifted = np.subtract(bounds, cold.block.peak[cold.step][:, None])
-    np.minimum(shifted, CLIP, out=shifted)
-    return shifted, np.exp(shifted)
-
-
-def certified_read(rule: Certify, shifted: Array, bound_weights: Array, cold: Cold) -> Mask:
-    """Return the units [n] that the query heads of a group read, each by its own certificate."""
-    tau = rule.certify / (1 - rule.certify)
-    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
-    allowance = tau / (1 + _slack(mass.dtype))
-    largest = 1 if cold.sizes is None else int(cold.sizes.max(initial=1))
-    if rule.form == "staged":
-        # U <= tau Z_S with Z_S = Z - (exact sum of the rest): both sums run over what is left unread.
-        costs = cold.unit_weights * mass.dtype.type(tau)
-        costs += mass
-        read = _spend(shifted, costs, allowance * cold.total, largest * (1 + tau))
-    elif rule.form == "one_pass":
-        read = _spend(shifted, mass, allowance * cold.hot_total(), largest)
-    else:
-        theta = np.log(cold.hot_total()) + np.log(allowance / max(1, cold.c1 - cold.c0))
-        read = shifted >= theta[:, None]
-    return read.any(axis=0)
-
-
-def certificate(
-    unread: Mask, bound_weights: Array, lost: npt.NDArray[np.float64], cold: Cold
-) -> npt.NDArray[np.float64]:
-    """Return U / (Z_S + U) per query head [g] for the units left unread, rounded up."""
-    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
-    upper = masked_sum(mass, unread) * (1 + _slack(mass.dtype))
-    share = upper / (cold.total - lost + upper)
-    return np.minimum(1.0, np.where(upper > 0, np.nextafter(share, np.inf), 0.0))
-
-
-def masked_sum(rows: Array, mask: Mask) -> npt.NDArray[np.float64]:
-    """Sum `rows` [g, n] over a mask [n], in float64."""
-    if not mask.any():
-        return np.zeros(len(rows))
-    return np.asarray((rows * mask).sum(axis=1, dtype=np.float64))
-
-
-class Oracle:
-    """What the staged rule on exact scores reads at one step; policies with the same eps share the sorting."""
-
-    def __init__(self, block: Block, step: int) -> None:
-        begin, own = int(block.begins[step]), int(block.positions[step])
-        self._all = Cold(block, step, begin, own + 1, None)
-        self._books: dict[float, Ledger] = {}
-        self._reads: dict[tuple[float, int, int], Mask] = {}
-
-    def read(self, eps: float, c0: int, c1: int) -> Mask:
-        """Return the cold tokens [c1 - c0] that some query head of the group reads."""
-        key = (eps, c0, c1)
-        if key not in self._reads:
-            begin = self._all.c0
-            self._reads[key] = spend(self._book(eps), c0 - begin, c1 - begin).any(axis=0)
-        return self._reads[key]
-
-    def _book(self, eps: float) -> Ledger:
-        if eps not in self._books:
-            everything, tau = self._all, eps / (1 - eps)
-            scores = everything.block.scores[everything.step, :, everything.c0 : everything.c1]
-            shifted, weights = exponentials(scores, everything)
-            weights *= 1 + tau
-            limits = tau / (1 + _slack(weights.dtype)) * everything.total
-            self._books[eps] = ledger(shifted, weights, limits, 1 + tau)
-        return self._books[eps]
-
-
-# --- one policy on one head ---------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -280,8 +60,8 @@ class Evaluation:
     """[positions] ||k||."""
     bounds: Array | None = None
     reads: Mask = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
-    formats: list[list[Mask | None]] = field(default_factory=list)
-    decoded: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    owned: list[Owners] = field(default_factory=list)
+    reader: LossyReader | None = None
 
     @property
     def scores_needed(self) -> bool:
@@ -292,34 +72,41 @@ class Evaluation:
         """Score the units of a block."""
         self.bounds = self._bounds(block) if self.scores_needed else None
         self.reads = np.zeros((block.steps, block.scores.shape[-1]), dtype=bool)
-        self.formats = []
+        self.owned = []
 
     def step(self, block: Block, i: int, oracle: Oracle) -> None:
         """Evaluate step i of a block."""
         stored, masks = stored_by_all(self.clauses, block, i)
-        self.formats.append(masks)
+        if not self.policy.lossless:
+            self.owned.append(owners(masks, block.scores.shape[-1]))
         self.reads[i] = self._step(block, i, self.bounds, stored, oracle)
 
-    def end(self, block: Block) -> None:
-        """Compare the attention output of a block."""
-        if self.rows.output_error is not None:
-            self._output_error(block, self.reads, self.formats)
+    def end(self, block: Block, exact: Callable[[], Array]) -> None:
+        """Compare the attention output of a block with the exact one."""
+        errors, values = self.rows.output_error, self.head.values
+        steps = slice(block.first, block.first + block.steps)
+        if errors is None or values is None or (self.policy.lossless and not np.any(self.rows.lost_mass[steps])):
+            return
+        if self.policy.lossless:
+            given = read_output(block, self.reads, values)
+        else:
+            self.reader = self.reader or LossyReader(self.policy, self.head, values)
+            given = self.reader.output(block, self.reads, self.owned)
+        errors[steps] = relative_error(given, exact())
 
     def _bounds(self, block: Block) -> Array:
         score = self.policy.read.score
         if isinstance(self.index, BoxIndex):
             return page_scores(self.index, block, self.head)
-        assert score is not None  # noqa: S101 - the model refuses such a rule without a score
+        assert score is not None
         return token_scores(score, self.index, block, self.head)
 
-    def _step(
-        self, block: Block, i: int, bounds: Array | None, stored: Mask | None, oracle: Oracle
-    ) -> Mask:
+    def _step(self, block: Block, i: int, bounds: Array | None, stored: Mask | None, oracle: Oracle) -> Mask:
         begin, own, s = int(block.begins[i]), int(block.positions[i]), block.first + i
         c0, c1 = self.pins.cold(begin, own, self.head.context)
         page = self.policy.read.page
         paged = bounds is not None and page > 1
-        cold = Cold(block, i, c0, c1, _page_sizes(c0, c1, page) if paged else None)
+        cold = Cold(block, i, c0, c1, page_sizes(c0, c1, page) if paged else None)
         there = None if stored is None else stored[c0:c1]
         units = None if bounds is None else self._unit_bounds(bounds, cold, page)
         read, unit_mass, unread = self._choose(units, cold, there)
@@ -409,7 +196,7 @@ class Evaluation:
         if there is not None:
             wrong &= there
         rows.violations[s] = np.count_nonzero(wrong, axis=1)
-        rows.violated_mass[s] = (cold.weights * wrong).sum(axis=1, dtype=np.float64) / cold.total
+        rows.violated_mass[s] = wide_sum(cold.weights * wrong) / cold.total
 
     def _claimed_exact(self, cold: Cold) -> Array:
         """Return the exact score [g, tokens] in the scale of the claim."""
@@ -451,68 +238,6 @@ class Evaluation:
         self.rows.oracle_reads[s] = np.count_nonzero(best)
         self.rows.needless_reads[s] = np.count_nonzero(read & ~best)
 
-    # --- output error -----------------------------------------------------------------------------------------
-
-    def _output_error(self, block: Block, reads: Mask, formats: list[list[Mask | None]]) -> None:
-        rows, values = self.rows.output_error, self.head.values
-        assert rows is not None and values is not None  # noqa: S101, PT018 - the rows exist where values do
-        steps = slice(block.first, block.first + block.steps)
-        if self.policy.lossless and not np.any(self.rows.lost_mass[steps]):
-            return
-        values = values[: block.scores.shape[-1]]
-        exact = (block.weights @ values) / block.total[..., None]
-        given = (
-            self._lossy_output(block, reads, formats)
-            if not self.policy.lossless
-            else _output(block.weights, reads, values)
-        )
-        size = np.maximum(np.linalg.norm(exact, axis=-1), np.finfo(np.float64).tiny)
-        rows[steps] = np.linalg.norm(given - exact, axis=-1) / size
-
-    def _lossy_output(self, block: Block, reads: Mask, formats: list[list[Mask | None]]) -> Array:
-        """Return the output over reads whose keys and values went through the first clause that stores them."""
-        scores, out = block.scores.copy(), np.zeros((*block.scores.shape[:2], self.head.keys.shape[1]))
-        owners = [_owners(masks, block.scores.shape[-1]) for masks in formats]
-        for c, keep in enumerate(self.policy.keep):
-            if isinstance(keep.format, IntFormat):
-                keys, _ = self._decoded(c)
-                products = scaled_products(block.queries, keys[: scores.shape[-1]], self.head.scale)
-                other = softcapped(products, self.head.softcap)
-                for i, owner in enumerate(owners):
-                    scores[i] = np.where((owner == c) & reads[i], other[i], scores[i])
-        scores = np.where(reads[:, None, :], scores, -np.inf)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        for c in range(len(self.policy.keep)):
-            _, values = self._decoded(c)
-            owned = np.stack([owner == c for owner in owners])
-            out += (weights * owned[:, None, :]) @ values[: scores.shape[-1]]
-        return out
-
-    def _decoded(self, clause: int) -> tuple[Array, Array]:
-        fmt, head = self.policy.keep[clause].format, self.head
-        assert head.values is not None  # noqa: S101 - asked only where values exist
-        if not isinstance(fmt, IntFormat):
-            return head.keys, head.values
-        if clause not in self.decoded:
-            self.decoded[clause] = dequantised(head.keys, fmt.int), dequantised(head.values, fmt.int)
-        return self.decoded[clause]
-
-
-def _owners(masks: list[Mask | None], size: int) -> npt.NDArray[np.int64]:
-    """Return for each position the first clause that stores it, -1 for none."""
-    owner = np.full(size, -1, dtype=np.int64)
-    for c in reversed(range(len(masks))):
-        mask = masks[c]
-        owner[... if mask is None else mask] = c
-    return owner
-
-
-def _output(weights: Array, reads: Mask, values: Array) -> Array:
-    masked = weights * reads[:, None, :]
-    out: Array = (masked @ values) / masked.sum(axis=-1, dtype=np.float64)[..., None]
-    return out
-
 
 def _hidden(units: Array, cold: Cold, there: Mask) -> Array:
     """Give units without a stored token the score -inf."""
@@ -531,17 +256,28 @@ def _full_mask(read: Mask, begin: int, c0: int, c1: int, own: int, size: int) ->
 
 def key_norms(head: Head) -> Array:
     """Return ||k|| [positions]."""
-    return np.sqrt(np.einsum("ij,ij->i", head.keys, head.keys))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", head.keys, head.keys)))
 
 
 def evaluate_heads(policies: Sequence[Policy], head: Head) -> list[HeadRows]:
     """Evaluate policies on one head; keys, scores, softmax sums, indexes and oracles are shared between them."""
     runs = _start(policies, head)
     for block in blocks(head):
-        oracles: Oracles = {}
         for run in runs:
-            run.block(block, shared)
+            run.begin(block)
+        for i in range(block.steps):
+            oracle = Oracle(block, i)
+            for run in runs:
+                run.step(block, i, oracle)
+        exact = functools.cache(functools.partial(_exact_output, block, head))
+        for run in runs:
+            run.end(block, exact)
     return [run.rows for run in runs]
+
+
+def _exact_output(block: Block, head: Head) -> Array:
+    assert head.values is not None
+    return exact_output(block, head.values)
 
 
 def evaluate_head(policy: Policy, head: Head) -> HeadRows:

@@ -108,12 +108,12 @@ def _chunks(n: int) -> Iterator[slice]:
 
 
 def _norms(rows: Array) -> Array:
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
 def _finite(column: npt.NDArray[np.float16], dtype: npt.DTypeLike) -> Array:
     """Return stored norms with an infinite one as the largest fp32: 0 * inf would be no bound at all."""
-    return np.nan_to_num(column.astype(dtype), posinf=float(np.finfo(np.float32).max))
+    return np.asarray(np.nan_to_num(column.astype(dtype), posinf=float(np.finfo(np.float32).max)))
 
 
 def build_qkeys(keys: Array, fit: slice, bits: int) -> TokenIndex:
@@ -193,7 +193,7 @@ def build_published(keys: Array, published: Published) -> TokenIndex:
 
 
 def build_box(keys: Array, page: int) -> BoxIndex:
-    """Take the channel-wise extremes of each whole page of `keys` [n, d]; the last, partial page is left to the step."""
+    """Take the channel-wise extremes of each whole page of `keys` [n, d]; a partial last page is left to the step."""
     n, d = keys.shape
     pages = n // page
     table = np.empty((pages, 2 * d + 1), dtype=keys.dtype)
@@ -249,9 +249,10 @@ def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[n
     wide = queries.astype(np.float64)
     projected = wide if index.basis is None else wide @ index.basis
     if index.claim == "cosine":
-        return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        length = np.linalg.norm(projected, axis=1, keepdims=True)
+        return np.asarray(projected / np.maximum(length, np.finfo(np.float32).tiny))
     if index.claim == "logits":
-        return projected / np.sqrt(projected.shape[1])
+        return np.asarray(projected / np.sqrt(projected.shape[1]))
     if not index.norm_column:
         return projected * scale
     norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)

@@ -17,7 +17,7 @@ _QUERY_ELEMENTS = 8_000_000
 
 
 def budget(selector: Selector, units: int) -> int:
-    """Return how many of `units` a topk or topfrac rule takes, in units; a page budget is in whole pages, at least 3."""
+    """Return how many of `units` a topk or topfrac rule takes; tokens become whole pages, at least 3."""
     if isinstance(selector.rule, TopK):
         return selector.rule.topk if selector.page == 1 else max(3, selector.rule.topk // selector.page)
     if isinstance(selector.rule, TopFrac):
@@ -28,15 +28,15 @@ def budget(selector: Selector, units: int) -> int:
 def agreed_top(scores: Array, k: int, reduce: str) -> Mask:
     """Take the k best units for a KV head from the scores [g, n] of its query heads."""
     if reduce == "any":
-        return np.logical_or.reduce([take_top(row, k) for row in scores])
+        return np.stack([take_top(row, k) for row in scores]).any(axis=0)
     return take_top(combined(scores, reduce), k)
 
 
 def combined(scores: Array, reduce: str) -> Array:
     """Return one score [n] for the group from `scores` [g, n]."""
-    operation = {"max": np.max, "mean": np.mean, "sum": np.sum}[reduce]
-    out: Array = operation(scores, axis=0)
-    return out
+    if reduce == "max":
+        return np.asarray(scores.max(axis=0))
+    return np.asarray(scores.mean(axis=0) if reduce == "mean" else scores.sum(axis=0))
 
 
 # --- attention of the prompt --------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Clause:
 
     def _past(self) -> Floats:
         if self._history is None:
-            assert isinstance(self.score, HistScore)  # noqa: S101 - narrows the type
+            assert isinstance(self.score, HistScore)
             self._history = accumulated(self.head, self.score.hist)
         return self._history
 

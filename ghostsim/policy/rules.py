@@ -63,9 +63,9 @@ def ledger(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread:
     """
     top = np.log(limits)
     bottom = top - np.log(max(1, bounds.shape[1]) * spread) - 1e-3
-    bins = np.subtract(bounds, bottom[:, None].astype(bounds.dtype))
-    bins *= (_BINS / (top - bottom))[:, None].astype(bounds.dtype)
-    bins += _LOW_BINS
+    per_unit = _BINS / (top - bottom)
+    bins = bounds * per_unit[:, None].astype(bounds.dtype)
+    bins += (_LOW_BINS - bottom * per_unit)[:, None].astype(bounds.dtype)
     np.clip(bins, 0, _LOW_BINS + _BINS, out=bins)
     index = bins.astype(np.int64)
     return Ledger(bounds, costs, limits, index, _by_bin(index, costs))
@@ -113,4 +113,4 @@ def pooled(values: npt.NDArray[np.float64], pool: int, kernel: str) -> npt.NDArr
     pad = [(0, 0)] * (values.ndim - 1) + [(half, half)]
     padded = np.pad(values, pad, constant_values=0.0 if kernel == "avg" else -np.inf)
     windows: npt.NDArray[Any] = np.lib.stride_tricks.sliding_window_view(padded, pool, axis=-1)
-    return windows.sum(axis=-1) / pool if kernel == "avg" else windows.max(axis=-1)
+    return np.asarray(windows.sum(axis=-1) / pool if kernel == "avg" else windows.max(axis=-1))

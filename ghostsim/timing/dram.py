@@ -1,9 +1,9 @@
 """Bandwidth, gather time and loaded latency of one DRAM channel, simulated from its timing set.
 
-Nothing here is fitted. Structural choices: requests are mapped by CHUNK256 (`decode`), rows stay open, refresh closes
-all banks of a rank or pseudo-channel at once, the source is in order (so one full queue of two sub-channels stops
-both), and an access is one burst. What is simulated per question, and how long, is said in each function. Results are
-remembered on disk by timing set, question and source code.
+Nothing here is fitted. Structural choices: addresses are mapped by CHUNK256 (`decode`), rows stay open, refresh closes
+all banks of a rank or pseudo-channel at once, an access is one burst, and the source sends reads in order and writes in
+order: one full queue of two sub-channels stops both, but not the other kind. What is simulated per question, and how
+long, is said in each function. Results are remembered on disk by timing set, question and source code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 _SPAN_BYTES = 1 << 30
 _CHUNK_BYTES = 256
 _LINE_BYTES = 64
-_BANDWIDTH_BURSTS = 4000
+_BANDWIDTH_BURSTS = 3000
 _GATHER_BURSTS = 3000
 _LATENCY_BURSTS, _LATENCY_RECORDS, _LATENCY_MOST = 8000, 1000, 20_000
 _SOURCES = (sys.modules[__name__], dram_bank, dram_timing, seeding)
@@ -50,7 +50,8 @@ _SOURCES = (sys.modules[__name__], dram_bank, dram_timing, seeding)
 class Pattern:
     """What is accessed: records one after another (stream) or at uniform aligned addresses of 1 GiB (random).
 
-    `read_fraction` is drawn per record; the bursts of a record go in ascending order.
+    `read_fraction` is drawn per record; the bursts of a record go in ascending order. Reads and writes of a stream
+    each go through their own half of the memory.
     """
 
     kind: str
@@ -103,14 +104,16 @@ def _accesses(
     rng: np.random.Generator,
     arrival: NDArray[np.int64] | None = None,
 ) -> _Accesses:
+    is_write = rng.random(records) >= pattern.read_fraction
     if pattern.kind == "stream":
-        first = np.arange(records, dtype=np.int64) * pattern.record_bytes
+        nth = np.where(is_write, np.cumsum(is_write), np.cumsum(~is_write)) - 1
+        first = nth * pattern.record_bytes + is_write * (_SPAN_BYTES // 2)
     else:
         first = rng.integers(0, _SPAN_BYTES // pattern.record_bytes, records) * pattern.record_bytes
     bursts = _bursts(timing, pattern)
     address = (first[:, None] + np.arange(bursts) * timing.access_bytes).ravel()
     subchannel, bank, row = decode(timing, address)
-    write = np.repeat(rng.random(records) >= pattern.read_fraction, bursts)
+    write = np.repeat(is_write, bursts)
     arrived = np.zeros(records, np.int64) if arrival is None else arrival
     return _Accesses(
         subchannel.tolist(), bank.tolist(), row.tolist(), write.tolist(), np.repeat(arrived, bursts).tolist()
@@ -119,7 +122,7 @@ def _accesses(
 
 @dataclass(frozen=True)
 class _Source:
-    """How the requester feeds the controllers: in order, at most `outstanding` bursts at a time."""
+    """How the requester feeds the controllers: reads and writes each in order, at most `outstanding` bursts in all."""
 
     read_queue: int
     write_queue: int
@@ -153,33 +156,40 @@ class _Run:
         self.now = self.head = self.inflight = self.done = 0
         self.next_refresh = source.first_refresh
         self.wake = 0
+        self.waiting: tuple[deque[int], deque[int]] = (deque(), deque())
         self.changed = dict.fromkeys(self.controllers)
 
     def admit(self) -> None:
-        """Send what has arrived to the controllers, in order, and find when the source wants to be asked again."""
-        accesses, source, now, head = self.accesses, self.source, self.now, self.head
-        total = len(accesses.bank)
-        self.wake = NEVER
-        while head < total:
-            if accesses.arrival[head] > now:
-                self.wake = accesses.arrival[head]
-                break
-            if self.inflight >= source.outstanding:
-                self.wake = self.returning[0] if self.returning else NEVER
-                break
-            write, controller = accesses.write[head], self.controllers[accesses.controller[head]]
-            if not controller.room(write):
-                break
-            controller.add(head, write)
-            self.changed[controller] = None
-            if source.closed_loop:
+        """Let the requester ask, and find when it wants to be asked again; then fill the controllers' queues."""
+        arrival, write, now, head = self.accesses.arrival, self.accesses.write, self.now, self.head
+        total, spare = len(arrival), self.source.outstanding - self.inflight
+        while head < total and spare > 0 and arrival[head] <= now:
+            self.waiting[write[head]].append(head)
+            if self.source.closed_loop:
                 self.entered[head] = now
-            self.inflight += 1
+            spare -= 1
             head += 1
-        self.head = head
+        self.head, self.inflight = head, self.source.outstanding - spare
+        self.wake = self._next_question(spare) if head < total else NEVER
+        for is_write in (False, True):
+            self._fill(is_write)
         for controller in self.changed:
             controller.plan(now + 1)
         self.changed.clear()
+
+    def _next_question(self, spare: int) -> int:
+        if spare > 0:
+            return self.accesses.arrival[self.head]
+        return self.returning[0] if self.returning else NEVER
+
+    def _fill(self, is_write: bool) -> None:
+        waiting = self.waiting[is_write]
+        while waiting:
+            controller = self.controllers[self.accesses.controller[waiting[0]]]
+            if not controller.room(is_write):
+                break
+            controller.add(waiting.popleft(), is_write)
+            self.changed[controller] = None
 
     def advance(self) -> None:
         """Go to the next command, arrival, return of data or refresh."""
@@ -277,7 +287,7 @@ def saturated_bandwidth(
 ) -> float:
     """Return the bytes/s of one channel whose requester always has more to ask.
 
-    Counts what is done from one refresh to the same phase of a later one, at least 4,000 bursts of bus time, after
+    Counts what is done from one refresh to the same phase of a later one, about 3,000 bursts of bus time or more, after
     a warm-up of 1,200.
 
     Parameters
@@ -290,7 +300,7 @@ def saturated_bandwidth(
     queues = default_queues(timing)
     burst = _burst_cycles(timing)
     warm = int(1200 * burst)
-    until = warm + ceil(_BANDWIDTH_BURSTS * burst / timing.nREFI) * timing.nREFI
+    until = warm + max(1, round(_BANDWIDTH_BURSTS * burst / timing.nREFI)) * timing.nREFI
     records = int(until / burst / _bursts(timing, pattern)) + outstanding
     accesses = _accesses(timing, pattern, records, seeding.generator(seed, "dram/bandwidth"))
     source = _Source(
@@ -366,11 +376,11 @@ def loaded_latency(
     Beyond the saturated bandwidth the queue grows without bound and the figures only say so.
     """
     queues = default_queues(timing)
-    first = timing.nREFI // 4
+    first = timing.nREFI
     source = _Source(
         read_queue or queues[0],
         write_queue or queues[1],
-        first_refresh=first if refresh else NEVER,
+        first_refresh=0 if refresh else NEVER,
         outstanding=1 if injected_bytes_per_s is None else NEVER,
         closed_loop=injected_bytes_per_s is None,
     )
@@ -400,7 +410,7 @@ def _poisson_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Gener
     bursts_per_interval = timing.nREFI / cycles * _bursts(timing, pattern)
     wanted = min(_LATENCY_MOST, max(_LATENCY_BURSTS, _LATENCY_RECORDS * _bursts(timing, pattern)))
     intervals = max(2, ceil(wanted / bursts_per_interval))
-    end = timing.nREFI // 4 + intervals * timing.nREFI
+    end = (1 + intervals) * timing.nREFI
     arrival = np.cumsum(rng.exponential(cycles, int(end / cycles * 1.3) + 100)).astype(np.int64)
     arrival = arrival[: int(np.searchsorted(arrival, end)) + 1]
     return _accesses(timing, pattern, len(arrival), rng, arrival)

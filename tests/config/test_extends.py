@@ -205,3 +205,26 @@ def test_every_kind_of_list_has_sorted_names():
 
 def test_the_traces_are_listed():
     assert "natural_4k" in [entry.name for entry in catalogue.names("traces")]
+
+
+def test_a_scenario_may_extend_another(house):
+    house.write(
+        "longer", "extends: scenario.yaml\nname: longer\nworkload: {context: 262144}\nruns: {quest: {chunks: 4}}\n"
+    )
+    scenario = load_scenario(house.path("longer")).scenario
+    assert (scenario.name, scenario.workload.context, scenario.workload.batch) == ("longer", 262144, 8)
+    assert (scenario.runs["quest"].chunks, scenario.runs["quest"].filter) == (4, "cxl")
+    assert list(scenario.runs) == ["full", "quest"]
+
+
+def test_a_file_is_looked_for_beside_the_one_that_names_it(house, monkeypatch):
+    (house.folder / "inner").mkdir()
+    (house.folder / "inner/mine.yaml").write_text("extends: ../gpu.yaml\nname: mine\n", encoding="utf-8")
+    monkeypatch.chdir("/")
+    assert load_part(house.folder / "inner/mine.yaml").value.name == "mine"
+
+
+def test_a_new_choice_of_one_run_does_not_touch_another(house):
+    sets = ["runs.full.policy.name=changed"]
+    runs = load_scenario(house.path("scenario"), sets).scenario.runs
+    assert [run.policy.name for run in runs.values()] == ["changed", "quest"]

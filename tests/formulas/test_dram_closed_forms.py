@@ -117,16 +117,31 @@ def test_deeper_read_queues_are_never_slower(timing):
     assert rates[1] < rates[2] * 1.02
 
 
-TIMINGS = ["nRCD_RD", "nRP", "nRAS", "nRC", "nRTP", "nRRD_S", "nRRD_L", "nFAW", "nCCD_L", "nRFC", "nWR", "nWTR_L", "nCL"]
+TIMINGS = [
+    "nRCD_RD",
+    "nRP",
+    "nRAS",
+    "nRC",
+    "nRTP",
+    "nRRD_S",
+    "nRRD_L",
+    "nFAW",
+    "nCCD_L",
+    "nRFC",
+    "nWR",
+    "nWTR_L",
+    "nCL",
+]
 
 
-@settings(max_examples=25, deadline=None)
-@given(name=st.sampled_from(TIMINGS), share=st.floats(0.3, 0.9), timing=st.sampled_from([DDR4, DDR5, HBM2]))
-def test_tightening_any_timing_never_slows(name, share, timing):
-    tighter = replace(timing, **{name: max(1, int(getattr(timing, name) * share))})
-    pattern = Pattern("random", 64, 0.7 if name.startswith("nW") else 1.0)
+@pytest.mark.parametrize("name", TIMINGS)
+@pytest.mark.parametrize("timing", [DDR4, DDR5, HBM2], ids=lambda timing: timing.standard)
+def test_tightening_any_timing_never_slows(name, timing):
+    # Records of one burst: between two bursts of a record, a shorter tRAS lets another request close the row.
+    pattern = Pattern("random", timing.access_bytes, 0.7 if name.startswith("nW") else 1.0)
+    tighter = replace(timing, **{name: int(0.6 * getattr(timing, name))})
     before, after = (dram.saturated_bandwidth(each, pattern) for each in (timing, tighter))
-    assert after >= 0.97 * before  # first-ready scheduling may lose a few cycles to a luckier order
+    assert after >= 0.98 * before  # first-ready scheduling may lose a few cycles to a luckier order
 
 
 def test_mixed_writes_cost_turnarounds():
@@ -157,7 +172,7 @@ def test_gather_beyond_the_simulated_part_follows_the_saturated_rate():
     [(2048, 32, 1.26), (2048, 80, 1.51), (2048, 160, 1.84), (512, 80, 2.11), (16384, 160, 1.28)],
 )
 def test_imbalance_of_channels(records, channels, expected):
-    assert dram.channel_imbalance(records, channels) == pytest.approx(expected, abs=0.015)
+    assert dram.channel_imbalance(records, channels) == pytest.approx(expected, rel=0.02)
 
 
 def test_one_channel_is_balanced():

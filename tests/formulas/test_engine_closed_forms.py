@@ -47,6 +47,12 @@ def test_k_equal_flows_take_k_times_as_long(net, k):
     assert finish_times(net, *[(link, 4096, 0)] * k) == [k * 512_000] * k
 
 
+def test_a_quotient_of_floats_costs_no_extra_picosecond(net):
+    gather = net.flow_class([(net.resource("link", 56e9), 1.1)])
+    assert net.solo_ps(gather, 560) == 11_000
+    assert finish_times(net, (gather, 560, 0)) == [11_000]
+
+
 def test_delay_comes_before_the_first_byte(net):
     link = net.flow_class([(net.resource("link", 1e9), 1.0)])
     assert finish_times(net, (link, 1000, 250_000)) == [1_250_000]

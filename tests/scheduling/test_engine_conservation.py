@@ -112,6 +112,26 @@ def test_a_bin_holds_what_happened_in_it():
     assert probe.utilisation() == pytest.approx({"link": 2.0 / 3.5})
 
 
+@pytest.mark.parametrize("most_bins", [1, 2, 7, 8])
+def test_bins_double_until_few_enough_and_lose_nothing(most_bins):
+    env = CountingEnvironment()
+    net = Network(env)
+    link = net.resource("link", 1e9)
+    few, fine = UtilisationProbe(net, 10_000, most_bins), UtilisationProbe(net, 10_000)
+    for i in range(20):
+        net.start(net.flow_class([(link, 1.0)]), 100 + 7 * i, lambda: None, i * 333_333)
+        if i % 5 == 0:
+            env.run(i * 100_000 + 1)
+            few.bins()
+    env.run()
+    wide = few.bins()[0]
+    ratio = few.bin_ps // 10_000
+    assert most_bins / 2 <= len(wide) <= most_bins
+    assert ratio & (ratio - 1) == 0
+    merged = [fine.bins()[0, i : i + ratio].sum() for i in range(0, fine.bins().shape[1], ratio)]
+    assert wide == pytest.approx(merged)
+
+
 def test_a_long_log_is_summed_on_the_way(monkeypatch):
     _, _, whole, _ = random_run(5)
     monkeypatch.setattr("ghostsim.engine.probes._LOG_LENGTH", 3)

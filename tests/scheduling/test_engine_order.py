@@ -71,6 +71,23 @@ def test_all_starts_of_an_instant_are_solved_once():
     assert net.solves == 1
 
 
+def test_delayed_flows_of_an_instant_are_solved_once():
+    net, a, b = two_links()
+    for _ in range(50):
+        net.start(a, 1000, lambda: None, 100)
+        net.start(b, 1000, lambda: None, 100)
+    net.env.run(101)
+    assert net.solves == 1
+
+
+def test_a_lone_flow_is_its_begin_and_its_end():
+    net, a, _ = two_links()
+    net.start(a, 1000, lambda: None, 100)
+    net.env.run()
+    assert net.env.events == 2
+    assert a.rate == 0
+
+
 def test_known_states_are_not_solved_again():
     net, a, _ = two_links()
     left = 1000

@@ -1,0 +1,5 @@
+"""``python -m ghostsim``."""
+
+from ghostsim.cli import main
+
+main()

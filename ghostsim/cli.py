@@ -1,0 +1,389 @@
+"""The command line. Heavy imports live inside the commands, so that help and errors come at once.
+
+Exit codes: 0 done; 1 a run failed; 2 usage; 3 invalid configuration; 4 invalid or missing data; 5 a `require:`
+bound was missed; 130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from ghostsim.errors import GhostsimError, RequirementError, UsageError
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+trace_app = typer.Typer(help="Recorded attention.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(trace_app, name="trace")
+
+Sets = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. a.b.c='180 ns'.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replace the scenario's seed.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; a new one.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder that --out names.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Processes; 0 takes one per core, at most 4.")]
+Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps"]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=1, allow_nan=False))
+
+
+def _progress(*, quiet: bool) -> Callable[[str], None]:
+    """Show what is being done on a terminal, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        return lambda _: None
+    return lambda text: print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+
+
+def _clear_progress(*, quiet: bool) -> None:
+    if not quiet and sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _base_of(name: str) -> Path | None:
+    """Return the folder that a scenario file's relative names start from."""
+    path = Path(name)
+    return path.resolve().parent if path.is_file() else None
+
+
+# --- run and its results -------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    scenario: str,
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    seed: Seed = None,
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
+) -> None:
+    """Run a scenario (a file or a bundled name) and write its run folder."""
+    from ghostsim.config.load import load_scenario
+    from ghostsim.export.run_folder import default_out, simulator, staged, write_run
+    from ghostsim.report.page import write_report
+    from ghostsim.report.text import summary_text
+    from ghostsim.simulation import simulate
+
+    loaded = load_scenario(scenario, sets, seed)
+    folder = out or default_out(loaded.scenario.name)
+    say = _progress(quiet=quiet)
+    with staged(folder, force=force) as temporary:
+        result = simulate(loaded.scenario, _base_of(scenario), jobs, say)
+        say("write the report")
+        write_run(temporary, result, loaded, sys.argv)
+        write_report(temporary)
+        _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json(result.metrics | {"simulator": simulator(result)})
+    if not quiet:
+        _tell(summary_text(folder))
+    _tell(str(folder))
+    _check_requirements(loaded.scenario.require, result.metrics)
+
+
+def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
+    from ghostsim.metrics.require import missed
+
+    found = missed(bounds, metrics)
+    if found:
+        raise RequirementError("; ".join(found))
+
+
+@app.command()
+def report(folder: Path, quiet: Quiet = False) -> None:
+    """Render report.html of a run folder again; a folder without a timeline is simulated again first."""
+    from ghostsim.config.load import load_scenario
+    from ghostsim.export.run_folder import write_run_timeline
+    from ghostsim.report.page import write_report
+    from ghostsim.report.store import check_run
+    from ghostsim.simulation import simulate
+
+    check_run(folder)
+    if not (folder / "timeline.json.gz").is_file():
+        say = _progress(quiet=quiet)
+        loaded = load_scenario(folder / "config.yaml")
+        write_run_timeline(folder / "timeline.json.gz", simulate(loaded.scenario, folder, 0, say))
+        _clear_progress(quiet=quiet)
+    _tell(str(write_report(folder)))
+
+
+@app.command()
+def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force: Force = False) -> None:
+    """Compare run folders: key figures, ratios to the first, and the configuration that differs."""
+    from ghostsim.sweep.compare import compare_runs, comparison_text
+
+    found = compare_runs(folders)
+    if out is not None:
+        from ghostsim.report.page import render_compare
+
+        if out.exists() and not force:
+            raise UsageError(f"--out: found {out}, which exists; expected a new file, or --force to replace it")
+        out.write_text(render_compare(folders), encoding="utf-8")
+        _tell(str(out))
+    if as_json:
+        _print_json(found)
+    else:
+        print(comparison_text(found))
+
+
+@app.command()
+def sweep(
+    sweep: str,
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    out: Out = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Points that run at once.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the store that --out names.")] = False,
+    reports: Annotated[bool, typer.Option("--reports", help="Write report and timeline of every point.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every point of a sweep file; a point that fails is a row, and ends the command with 1."""
+    from ghostsim.export.run_folder import default_out
+    from ghostsim.sweep.executor import run_sweep
+
+    folder = out or default_out(Path(sweep).stem)
+    done = run_sweep(sweep, sets, folder, jobs=jobs, resume=resume, progress=_progress(quiet=quiet), reports=reports)
+    _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json({"schema": 1, "done": done.done, "failed": done.failed, "folder": str(done.folder)})
+    _tell(f"{done.done} points done, {done.failed} failed")
+    _tell(str(done.folder))
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    policy: str,
+    trace: Annotated[str, typer.Option("--trace", help="A recorded trace: folder or bundled name.")],
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
+) -> None:
+    """Evaluate a policy on a recorded trace: what it reads, and what that loses."""
+    from ghostsim.config.load import load_policy
+    from ghostsim.export.run_folder import default_out, staged
+    from ghostsim.metrics.quality import quality
+    from ghostsim.policy.evaluate import select
+    from ghostsim.policy.output import write_evaluation
+    from ghostsim.trace.compose import compose
+    from ghostsim.trace.format import open_trace
+
+    chosen, recorded = load_policy(policy, sets).value, open_trace(trace)
+    folder = out or default_out(f"evaluate-{chosen.name}-{recorded.name}")
+    with staged(folder, force=force, marker="quality.csv") as temporary:
+        workload = compose([recorded], None, requests=1, steps=None, context=None, seed=1)
+        selection = select({chosen.name: chosen}, workload, jobs=jobs, progress=_fraction(quiet=quiet))[chosen.name]
+        write_evaluation(chosen, workload, selection, temporary)
+        _clear_progress(quiet=quiet)
+    found = {"schema": 1, "policy": chosen.name, "trace": recorded.name, "quality": quality(selection, 1)}
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        _tell(json.dumps(found["quality"], indent=1))
+    _tell(str(folder))
+
+
+def _fraction(*, quiet: bool) -> Callable[[int, int], None] | None:
+    say = _progress(quiet=quiet)
+    return lambda done, of: say(f"evaluate attention head {done} of {of}")
+
+
+@app.command()
+def accuracy(
+    tables: Annotated[list[Path] | None, typer.Argument(help="CSV tables; none takes the bundled ones.")] = None,
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay reference measurements through the models and print the error."""
+    from ghostsim.accuracy.report import accuracy as replay
+    from ghostsim.export.run_folder import staged
+
+    found = replay(tables or None)
+    if out is not None:
+        with staged(out, force=force, marker="predictions.csv") as temporary:
+            found.write_predictions(temporary)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 140).print(found.table())
+    if out is not None:
+        _tell(str(out))
+
+
+# --- configuration ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def validate(
+    files: list[str],
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    quiet: Quiet = False,
+) -> None:
+    """Check files (or bundled names) of any kind, scenarios down to capacities and traces."""
+    from ghostsim.config.load import load_any
+
+    errors: list[GhostsimError] = []
+    for name in files:
+        try:
+            loaded = load_any(name, sets)
+            _validate_deeply(name, loaded.kind, loaded.value)
+        except GhostsimError as error:
+            errors.append(error)
+            _tell(str(error))
+        else:
+            if not quiet:
+                _tell(f"{name}: {loaded.kind} is valid")
+    if errors:
+        raise typer.Exit(errors[0].exit_code)
+
+
+def _validate_deeply(name: str, kind: str, value: Any) -> None:  # noqa: ANN401  (any configuration model)
+    if kind == "scenario":
+        from ghostsim.simulation import check
+
+        check(value, _base_of(name))
+
+
+@app.command()
+def show(
+    file: str,
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the effective configuration of a file or bundled name: after extends, --set and defaults."""
+    from ghostsim.config.document import dump
+    from ghostsim.config.load import load_any
+
+    loaded = load_any(file, [*sets, *([] if seed is None else [f"seed={seed}"])])
+    if as_json:
+        _print_json(loaded.document)
+    else:
+        print(dump(loaded.document), end="")
+
+
+@app.command("list")
+def list_(
+    kind: Kinds,
+    all_: Annotated[bool, typer.Option("--all", help="Also what is bundled but not meant to be run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what is bundled."""
+    from ghostsim.config.catalogue import names
+
+    del all_  # nothing is hidden yet
+    entries = names(kind)
+    if as_json:
+        _print_json([{"name": e.name, "kind": e.kind, "path": str(e.path), "summary": e.summary} for e in entries])
+        return
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        print(f"{entry.name:{width}}  {entry.summary}")
+
+
+@app.command()
+def schema(out: Annotated[Path | None, typer.Option("--out", help="Folder for one file per kind.")] = None) -> None:
+    """Print the JSON Schemas of all configuration files, or write one file per kind for editors."""
+    from ghostsim.config.schema import schemas, write_schemas
+
+    if out is None:
+        _print_json(schemas())
+        return
+    for path in write_schemas(out):
+        _tell(str(path))
+
+
+# --- traces ----------------------------------------------------------------------------------------------------
+
+
+@trace_app.command("info")
+def trace_info(trace: str, as_json: AsJson = False) -> None:
+    """Say what a trace is and how its attention is spread."""
+    from ghostsim.trace.format import open_trace
+    from ghostsim.trace.info import format_info, info
+
+    found = info(open_trace(trace))
+    if as_json:
+        _print_json(found)
+    else:
+        print(format_info(found))
+
+
+@trace_app.command("check")
+def trace_check(trace: str, quiet: Quiet = False) -> None:
+    """Check a trace in full: manifest, shapes, checksums, finite values."""
+    from ghostsim.trace.format import check_trace
+
+    checked = check_trace(trace)
+    if not quiet:
+        _tell(f"{checked.path}: a valid trace of {checked.tokens} tokens and {checked.steps} steps")
+
+
+@trace_app.command("compose")
+def trace_compose(
+    traces: list[str],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens in the cache before step 0.")],
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; all by default.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    force: Force = False,
+) -> None:
+    """Write a longer context, composed from recorded traces, as a trace of its own."""
+    from ghostsim.trace.compose import compose
+    from ghostsim.trace.format import open_trace
+    from ghostsim.trace.write import compose_to_folder
+
+    opened = [open_trace(name) for name in traces]
+    workload = compose(opened, None, requests=1, steps=steps, context=context, seed=seed)
+    compose_to_folder(workload, out, force=force)
+    _tell(str(out))
+
+
+# --- entry -----------------------------------------------------------------------------------------------------
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(143)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; every foreseen error ends in one line and the exit code of its kind."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(app(args=argv, standalone_mode=True))
+    except GhostsimError as error:
+        _tell(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _tell("error: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        _tell(f"error: {error.filename or 'input/output'}: {error.strerror or error}")
+        sys.exit(1)

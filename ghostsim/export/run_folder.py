@@ -1,0 +1,187 @@
+"""The run folder: written beside its final place and renamed when complete, so that a failed run leaves nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ghostsim
+from ghostsim.config.document import dump
+from ghostsim.config.load import LoadedScenario
+from ghostsim.errors import UsageError
+from ghostsim.export.timeline import Counter, Slice, write_timeline
+from ghostsim.metrics.collect import Record, step_rows
+from ghostsim.plan.plan import OPS
+from ghostsim.simulation import Result
+
+_PACKAGES = ("simpy", "numpy", "pydantic", "pyyaml", "networkx", "plotly", "typer", "jinja2")
+_TIMELINE_STEPS = 2
+NOT_MODELLED = (
+    "norms, rotary embedding, activations and sampling on the GPU; their kernels are taken to be fused",
+    "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
+    "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
+    "prefill; every step starts with its context in place",
+    "memory latency that grows with load: transfers contend for bandwidth; a dependent access takes its idle latency",
+    "page tables and TLB misses of the GPU on host memory",
+    "NVMe tail latency and garbage collection; link retraining and ECC retries",
+)
+
+
+@contextmanager
+def staged(out: Path, *, force: bool = False, marker: str = "manifest.json") -> Iterator[Path]:
+    """Yield a temporary folder beside `out` that becomes `out` if the block ends well.
+
+    A folder is replaced only if it holds `marker`, the file that tells what wrote it.
+
+    Raises
+    ------
+    UsageError
+        If `out` exists and `force` is not set, or cannot be made.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"--out: found {out}, which exists; expected a new folder, or --force to replace it")
+    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--force: found {out} without a {marker}; expected a folder that this command wrote")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"--out: found {out}, expected a folder that can be written: {error.strerror}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _swap(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, out: Path) -> None:
+    """Put the new folder in place; the old one goes only when the new one is complete."""
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)) / "old"
+        out.rename(old)
+        temporary.rename(out)
+        shutil.rmtree(old.parent, ignore_errors=True)
+    else:
+        temporary.rename(out)
+
+
+def default_out(name: str) -> Path:
+    """Return the first free of runs/NAME, runs/NAME-2, ..."""
+    first = Path("runs") / name
+    return next(path for path in _numbered(first) if not path.exists())
+
+
+def _numbered(first: Path) -> Iterator[Path]:
+    yield first
+    number = 2
+    while True:
+        yield first.with_name(f"{first.name}-{number}")
+        number += 1
+
+
+def write_run(
+    folder: Path, result: Result, loaded: LoadedScenario, argv: Sequence[str], *, timeline: bool = True
+) -> None:
+    """Write everything but the report: manifest, config, metrics, steps and, if wanted, the timeline."""
+    _write_json(folder / "metrics.json", result.metrics)
+    _write_json(folder / "manifest.json", manifest(result, loaded, argv))
+    (folder / "config.yaml").write_text(dump(loaded.document), encoding="utf-8")
+    write_steps(folder / "steps.csv", result.records.values())
+    if timeline:
+        write_run_timeline(folder / "timeline.json.gz", result)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def simulator(result: Result) -> dict[str, Any]:
+    """Return the `simulator` block: what the simulation itself cost."""
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(result.counters).items()}
+
+
+def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dict[str, Any]:
+    """Return what is needed to repeat and to trust a run."""
+    first = next(iter(result.workloads.values()))
+    contexts = [trace.model.trained_context for trace in first.traces]
+    return {
+        "schema": 1,
+        "ghostsim": ghostsim.__version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "seed": loaded.scenario.seed,
+        "argv": list(argv),
+        "inputs": dict(loaded.inputs) | {f"trace {t.name}": t.manifest_sha256 for t in first.traces},
+        "selections": {label: record.selection.workload_hash for label, record in result.records.items()},
+        "plans": {label: record.plan.content_hash for label, record in result.records.items()},
+        "simulator": simulator(result),
+        "workload": {
+            "trace": [trace.name for trace in first.traces],
+            "kind": first.kind,
+            "context_tokens": first.context,
+            "steps": first.steps,
+            "trained_context": min(contexts),
+            "recorded_tokens": min(trace.tokens for trace in first.traces),
+            "scored_heads": len(first.heads),
+            "token_repeats": first.token_repeats(),
+            "batch": {label: record.batch for label, record in result.records.items()},
+            "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
+        },
+        "notes": result.notes,
+        "not_modelled": list(NOT_MODELLED),
+    }
+
+
+def write_steps(path: Path, records: Iterable[Record]) -> None:
+    """Write steps.csv: one row per run and step; a column that a run does not have is empty."""
+    rows = [row for record in records for row in step_rows(record)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_run_timeline(path: Path, result: Result) -> None:
+    """Write the timeline: every row of the first steps, and the utilisation of each resource over the whole run."""
+    counters = [
+        Counter(record.label, name, record.bin_ps, values, "utilisation")
+        for record in result.records.values()
+        for name, values in record.series.items()
+    ]
+    slices = (each for record in result.records.values() for each in _slices(record))
+    note = f"rows of the first {_TIMELINE_STEPS} steps of each run; utilisation over the whole run"
+    write_timeline(path, slices, counters, {"scenario": result.metrics["scenario"], "covers": note})
+
+
+def _slices(record: Record) -> Iterator[Slice]:
+    plan, times = record.plan, record.times
+    width = len(plan.names)
+    rows = width * plan.layers * min(_TIMELINE_STEPS, plan.steps)
+    columns = (
+        plan.step,
+        plan.layer,
+        plan.request,
+        plan.op,
+        plan.nbytes,
+        times.start,
+        times.finish,
+        times.delay,
+        times.service,
+    )
+    cut = (column[:rows].tolist() for column in columns)
+    for i, (step, layer, request, op, nbytes, start, finish, delay, service) in enumerate(zip(*cut, strict=True)):
+        if finish == start:
+            continue
+        waited = max(0, finish - start - delay - service)
+        args = {"step": step, "layer": layer, "request": request, "nbytes": nbytes, "queue_us": waited / 1e6}
+        yield Slice(record.label, record.bound[i % width].lane, plan.names[i % width], OPS[op], start, finish, args)

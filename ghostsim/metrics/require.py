@@ -1,0 +1,47 @@
+"""The `require:` bounds of a scenario, held against metrics.json."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ghostsim.config.scenario import REQUIREMENT
+from ghostsim.errors import ConfigError
+
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq,
+}  # fmt: skip
+
+
+def missed(bounds: Sequence[str], metrics: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every bound that does not hold.
+
+    Raises
+    ------
+    ConfigError
+        If a path names no number of a run.
+    """
+    return [sentence for bound in bounds if (sentence := _check(bound, metrics["runs"]))]
+
+
+def _check(bound: str, runs: Mapping[str, Any]) -> str:
+    found = REQUIREMENT.match(bound)
+    assert found is not None  # the scenario's validator has seen to it
+    path, sign, number = found.groups()
+    value = _look_up(path, runs)
+    return (
+        "" if _OPERATORS[sign](value, float(number)) else f"require: found {path} = {value!r}, expected {sign} {number}"
+    )
+
+
+def _look_up(path: str, runs: Mapping[str, Any]) -> float:
+    node: Any = runs
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            known = ", ".join(node) if isinstance(node, Mapping) else "no further part"
+            raise ConfigError(f"require: found {path!r} without {part!r} in metrics.json, expected {known}")
+        node = node[part]
+    if isinstance(node, bool) or not isinstance(node, int | float):
+        raise ConfigError(f"require: found {path!r} = {node!r}, expected the path of a number")
+    return float(node)

@@ -1,0 +1,174 @@
+"""Hot and cold tokens of a step, and what a certificate makes of the cold ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostsim.config.policy import Certify, Pin, Policy
+from ghostsim.plan.selection import Ints
+from ghostsim.policy.exact import Array, Block, wide_sum
+from ghostsim.policy.rules import CLIP, Ledger, Mask, ledger, spend
+
+
+@dataclass(frozen=True)
+class Pins:
+    """The PIN set of a policy: of READ, else of the clause that evicts."""
+
+    pin: Pin
+    page: int
+    at_prefill: bool
+
+    def cold(self, begin: int, own: int, context: int) -> tuple[int, int]:
+        """Return the range [c0, c1) of attended positions outside the pins; the own token is always hot."""
+        newest = context - 1 if self.at_prefill else own
+        c1 = min(own, newest + 1 - self.pin.window)
+        if self.pin.last_page:
+            c1 = min(c1, own // self.page * self.page)
+        c0 = min(max(begin, self.pin.sinks), own)
+        return c0, max(c0, c1)
+
+
+def pins_of(policy: Policy) -> Pins:
+    """Return the PIN set that divides hot from cold."""
+    if policy.read.pin != Pin():
+        return Pins(policy.read.pin, policy.read.page, at_prefill=False)
+    for keep in policy.keep:
+        if not keep.everything and not all(other.everything for other in policy.keep):
+            return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
+    return Pins(Pin(), 1, at_prefill=False)
+
+
+def fitting_rows(pins: Pins, context: int) -> slice:
+    """Return the prompt positions outside the pins when prefill ends, on which indexes are fitted."""
+    start, stop = pins.pin.sinks, context - pins.pin.window
+    return slice(start, stop) if stop - start > 1 else slice(0, context)
+
+
+@dataclass(frozen=True, eq=False)
+class Cold:
+    """The cold units of one step: positions c0 .. c1, in units of `sizes` tokens each (None: one)."""
+
+    block: Block
+    step: int
+    c0: int
+    c1: int
+    sizes: Ints | None
+
+    @property
+    def weights(self) -> Array:
+        """[g, tokens] exp(score - peak)."""
+        return self.block.weights[self.step, :, self.c0 : self.c1]
+
+    @property
+    def unit_weights(self) -> Array:
+        """[g, units] the same, summed over each unit."""
+        if self.sizes is None:
+            return self.weights
+        if not len(self.sizes):
+            return self.weights
+        return np.asarray(np.add.reduceat(self.weights, np.cumsum(self.sizes) - self.sizes, axis=1))
+
+    @property
+    def total(self) -> npt.NDArray[np.float64]:
+        """[g] softmax sum over all attended positions."""
+        return np.asarray(self.block.total[self.step])
+
+    def hot_total(self) -> npt.NDArray[np.float64]:
+        """[g] softmax sum over the hot positions."""
+        row = self.block.weights[self.step]
+        return wide_sum(row[:, : self.c0]) + wide_sum(row[:, self.c1 :])
+
+    def tokens(self, units: Mask) -> Mask:
+        """Spread a mask of units over their tokens."""
+        return units if self.sizes is None else np.repeat(units, self.sizes)
+
+
+def page_sizes(c0: int, c1: int, page: int) -> Ints:
+    """Return how many of the positions c0 .. c1 lie in each of their pages."""
+    if c1 <= c0:
+        return np.zeros(0, dtype=np.int64)
+    edges = np.clip(np.arange(c0 // page, (c1 - 1) // page + 2) * page, c0, c1)
+    return np.asarray(edges[1:] - edges[:-1])
+
+
+def _slack(dtype: npt.DTypeLike) -> float:
+    """Return the relative error that exp and the sums may make, by which certificates are widened."""
+    return 8e-6 if np.dtype(dtype) == np.float32 else 1e-12
+
+
+def exponentials(bounds: Array, cold: Cold) -> tuple[Array, Array]:
+    """Return (bound - peak, its exponential), cut off where any budget is long spent."""
+    shifted = np.subtract(bounds, cold.block.peak[cold.step][:, None])
+    np.minimum(shifted, CLIP, out=shifted)
+    return shifted, np.exp(shifted)
+
+
+def certified_read(rule: Certify, shifted: Array, bound_weights: Array, cold: Cold) -> Mask:
+    """Return the units [n] that the query heads of a group read, each by its own certificate."""
+    tau = rule.certify / (1 - rule.certify)
+    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
+    allowance = tau / (1 + _slack(mass.dtype))
+    largest = 1 if cold.sizes is None else int(cold.sizes.max(initial=1))
+    if rule.form == "staged":
+        # U <= tau Z_S with Z_S = Z - (exact sum of the rest): both sums run over what is left unread.
+        costs = cold.unit_weights * mass.dtype.type(tau)
+        costs += mass
+        read = _spend(shifted, costs, allowance * cold.total, largest * (1 + tau))
+    elif rule.form == "one_pass":
+        read = _spend(shifted, mass, allowance * cold.hot_total(), largest)
+    else:
+        theta = np.log(cold.hot_total()) + np.log(allowance / max(1, cold.c1 - cold.c0))
+        read = shifted >= theta[:, None]
+    return np.asarray(read.any(axis=0))
+
+
+def _spend(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread: float) -> Mask:
+    return spend(ledger(bounds, costs, limits, spread), 0, bounds.shape[1])
+
+
+def certificate(
+    unread: Mask, bound_weights: Array, lost: npt.NDArray[np.float64], cold: Cold
+) -> npt.NDArray[np.float64]:
+    """Return U / (Z_S + U) per query head [g] for the units left unread, rounded up."""
+    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
+    upper = masked_sum(mass, unread) * (1 + _slack(mass.dtype))
+    share = upper / (cold.total - lost + upper)
+    return np.minimum(1.0, np.where(upper > 0, np.nextafter(share, np.inf), 0.0))
+
+
+def masked_sum(rows: Array, mask: Mask) -> npt.NDArray[np.float64]:
+    """Sum `rows` [g, n] over a mask [n], in float64."""
+    if not mask.any():
+        return np.zeros(len(rows))
+    return wide_sum(rows * mask)
+
+
+class Oracle:
+    """What the staged rule on exact scores reads at one step; policies with the same eps share the sorting."""
+
+    def __init__(self, block: Block, step: int) -> None:
+        begin, own = int(block.begins[step]), int(block.positions[step])
+        self._all = Cold(block, step, begin, own + 1, None)
+        self._books: dict[float, Ledger] = {}
+        self._reads: dict[tuple[float, int, int], Mask] = {}
+
+    def read(self, eps: float, c0: int, c1: int) -> Mask:
+        """Return the cold tokens [c1 - c0] that some query head of the group reads."""
+        key = (eps, c0, c1)
+        if key not in self._reads:
+            begin = self._all.c0
+            self._reads[key] = spend(self._book(eps), c0 - begin, c1 - begin).any(axis=0, keepdims=True)[0]
+        return self._reads[key]
+
+    def _book(self, eps: float) -> Ledger:
+        if eps not in self._books:
+            everything, tau = self._all, eps / (1 - eps)
+            scores = everything.block.scores[everything.step, :, everything.c0 : everything.c1]
+            shifted, weights = exponentials(scores, everything)
+            weights *= 1 + tau
+            limits = tau / (1 + _slack(weights.dtype)) * everything.total
+            self._books[eps] = ledger(shifted, weights, limits, 1 + tau)
+        return self._books[eps]

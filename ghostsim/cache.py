@@ -40,12 +40,18 @@ def digest(key: str | Mapping[str, object]) -> str:
 
 @cache
 def _source_hash(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return digest(file)
 
 
 def code_hash(*modules: ModuleType) -> str:
-    """Return a hash of the source of modules, part of every key whose content they compute."""
-    return digest("".join(_source_hash(str(module.__file__)) for module in modules))
+    """Return a hash of the source of modules, part of every key whose content they compute.
+
+    A module without a readable source, such as one typed in, counts by its name.
+    """
+    return digest("".join(_source_hash(getattr(module, "__file__", None) or module.__name__) for module in modules))
 
 
 def _path(kind: str, key: str | Mapping[str, object]) -> Path:

@@ -20,6 +20,7 @@ from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError
 from ghostsim.metrics.collect import Record, compare, run_metrics
+from ghostsim.metrics.quality import quality
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
 from ghostsim.pipeline.executor import Executor
@@ -54,6 +55,8 @@ class Result:
     records: Mapping[str, Record]
     workloads: Mapping[str, Workload]
     notes: list[str]
+    recorded: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """Lost mass of the same policies on the traces as they were recorded, where the run composes a longer context."""
     counters: Counters = field(default_factory=Counters)
 
 
@@ -82,6 +85,7 @@ def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progre
     prints = {label: _fit(label, run, models[label], traces) for label, run in scenario.runs.items()}
     workloads = _workloads(scenario, models, prints, traces)
     selections = _select(scenario, workloads, jobs, say)
+    recorded = _recorded_loss(scenario, workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
     records = {}
     for label, run in scenario.runs.items():
@@ -104,7 +108,7 @@ def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progre
     }
     counters.wall_s = time.perf_counter() - begun
     counters.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Result(metrics, records, workloads, _notes(scenario, models, prints), counters)
+    return Result(metrics, records, workloads, _notes(scenario, models, prints), recorded, counters)
 
 
 def check(scenario: Scenario, base: Path | None = None) -> None:
@@ -196,6 +200,24 @@ def _select(scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, sa
         say(f"evaluate {len(labels)} policies on {len(workload.heads)} attention heads")
         selections |= select({label: scenario.runs[label].policy for label in labels}, workload, jobs=jobs)
     return selections
+
+
+def _recorded_loss(
+    scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, say: Progress
+) -> dict[str, dict[str, float]]:
+    """Evaluate the policies at the recorded length too: composing moves a model beyond what it was trained on."""
+    found: dict[str, dict[str, float]] = {}
+    for workload in {id(workload): workload for workload in workloads.values()}.values():
+        if workload.kind != "composed":
+            continue
+        traces = [trace for trace in workload.traces if trace.prompt_len == workload.traces[0].prompt_len]
+        short = compose(traces, workload.shape, requests=len(traces), steps=workload.steps, context=None,
+                        seed=workload.seed, trace_shape=workload.reshaped)  # fmt: skip
+        policies = {label: scenario.runs[label].policy for label, other in workloads.items() if other is workload}
+        say(f"evaluate {len(policies)} policies at the recorded length")
+        for label, selection in select(policies, short, jobs=jobs).items():
+            found[label] = quality(selection, short.requests)["lost_mass"]
+    return found
 
 
 def _placement(run: Run) -> Placement:

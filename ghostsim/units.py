@@ -35,6 +35,11 @@ class Dimension:
     example: str
     integer: bool = False
 
+    @property
+    def article(self) -> str:
+        """The indefinite article of the name."""
+        return "an" if self.name[0] in "aeio" else "a"
+
     def parse(self, text: object) -> float:
         """Return `text` in the base unit.
 
@@ -45,16 +50,16 @@ class Dimension:
         """
         found = _NUMBER.match(text) if isinstance(text, str) else None
         if found is None:
-            raise ValueError(f"found {text!r}, expected a {self.name} with its unit, e.g. {self.example!r}")
+            raise ValueError(f"found {text!r}, expected {self.article} {self.name} with its unit, e.g. {self.example!r}")
         factor = self.units.get(found[2])
         if factor is None:
             known = ", ".join(self.units)
             raise ValueError(
-                f"found unit {found[2]!r}, expected a {self.name} in one of {known}, e.g. {self.example!r}"
+                f"found unit {found[2]!r}, expected {self.article} {self.name} in one of {known}, e.g. {self.example!r}"
             )
         value = float(found[1]) * factor
         if not math.isfinite(value) or abs(value) > _LARGEST:
-            raise ValueError(f"found {text!r}, which is too large for a {self.name}, e.g. {self.example!r}")
+            raise ValueError(f"found {text!r}, which is too large for {self.article} {self.name}, e.g. {self.example!r}")
         return round(value) if self.integer else value
 
     def format(self, value: float) -> str:

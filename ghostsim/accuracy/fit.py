@@ -18,7 +18,6 @@ from ghostsim import bundled
 from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu_parts
 from ghostsim.accuracy.table import Measurement, read, schemas
 from ghostsim.seeding import generator
-from ghostsim.timing.gpu_arch_file import arch_path
 from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
 
 Vector = npt.NDArray[np.float64]
@@ -43,6 +42,8 @@ _SLOTS_AND_SPLITS = {
     ("sm_100", "trtllm_fp8"): (2, 16),
 }
 """Whole-number constants, by trial: 1 or 2 work items per SM, at most 16 or 128 splits."""
+_BORROWED: Mapping[str, str] = {"sm_89": "sm_80", "gfx942": "sm_90"}
+"""Architectures without a measured table, and whose constants they take."""
 _LIKE = {
     "sm_80": {"trtllm_bf16": "vllm", "trtllm_fp8": "vllm"},
     "sm_90": {},
@@ -219,32 +220,48 @@ def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
     return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}") for arch, group in groups.items()}
 
 
-def _block_lines(name: str, params: AttentionParams | GemmParams, fitted: Fitted, table: str) -> list[str]:
+def _block_lines(name: str, params: AttentionParams | GemmParams, source: str, confidence: str) -> list[str]:
     values = dict(zip((field.name for field in fields(params)), astuple(params), strict=True))
     lines = [f"  {name}:"]
     for key, value in values.items():
         is_time = key.endswith("_us")
         lines.append(f'    {key.removesuffix("_us")}: "{value:g} us"' if is_time else f"    {key}: {value:g}")
+    return [*lines, f'    source: "{source}"', f"    confidence: {confidence}"]
+
+
+def _source(fitted: Fitted, table: str) -> str:
     errors = "{:.1f} / {:.1f} %"
     fit, held_out = (errors.format(*(100 * share for share in pair)) for pair in (fitted.fit, fitted.held_out))
-    source = (
+    return (
         f"fitted by ghostsim.accuracy.fit on {fitted.rows} rows of hwmodels/reference/{table}; "
         f"median / p90 error {fit}, on the half not fitted to {held_out}"
     )
-    return [*lines, f'    source: "{source}"', "    confidence: derived"]
 
 
-def arch_text(arch: str, attention: Mapping[tuple[str, str], Fitted], gemm: Mapping[str, Fitted]) -> str:
-    """Return the YAML file of architecture `arch`."""
-    lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", "attention:"]
-    for (owner, name), fitted in attention.items():
-        if owner == arch:
-            params = _attention_params(fitted.constants, _SLOTS_AND_SPLITS[owner, name])
-            lines += _block_lines(name, params, fitted, "gpu_decode_attention.csv")
-    for name, like in _LIKE[arch].items():
-        lines += [f"  {name}:", f"    like: {like}", '    source: "no usable rows"', "    confidence: assumed"]
-    lines += ["gemm:", *_block_lines("dense", GemmParams(*gemm[arch].constants), gemm[arch], "gpu_gemm.csv")]
-    return "\n".join(lines) + "\n"
+def arch_text(
+    arch: str, attention: Mapping[tuple[str, str], Fitted], gemm: Mapping[str, Fitted], like: str | None = None
+) -> str:
+    """Return the YAML file of architecture `arch`; with `like` it takes the constants of another one."""
+    owner = like or arch
+    borrowed = f"no measured table; the constants of {like}" if like else None
+    lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", f"summary: kernel constants of {arch}", "attention:"]
+    params = {
+        name: (_attention_params(fitted.constants, _SLOTS_AND_SPLITS[key, name]), fitted)
+        for (key, name), fitted in attention.items()
+        if key == owner
+    }
+    for name, (constants, fitted) in params.items():
+        source, confidence = borrowed or _source(fitted, "gpu_decode_attention.csv"), "assumed" if like else "derived"
+        lines += _block_lines(name, constants, source, confidence)
+    for name, other in _LIKE[owner].items():
+        lines += _block_lines(
+            name, params[other][0], borrowed or f"no usable rows; the constants of {other}", "assumed"
+        )
+    source, confidence = borrowed or _source(gemm[owner], "gpu_gemm.csv"), "assumed" if like else "derived"
+    return (
+        "\n".join([*lines, "gemm:", *_block_lines("dense", GemmParams(*gemm[owner].constants), source, confidence)])
+        + "\n"
+    )
 
 
 def main() -> None:
@@ -253,9 +270,10 @@ def main() -> None:
     known = schemas(COLUMNS, UNITS)
     attention = fit_attention(read(folder / "gpu_decode_attention.csv", known))
     gemm = fit_gemm(read(folder / "gpu_gemm.csv", known))
-    for arch in gemm:
-        arch_path(arch).write_text(arch_text(arch, attention, gemm), encoding="utf-8")
-        sys.stderr.write(f"{arch_path(arch)}\n")
+    for arch, like in [*((arch, None) for arch in gemm), *_BORROWED.items()]:
+        path = bundled.folder("hwmodels") / "gpu" / "arch" / f"{arch}.yaml"
+        path.write_text(arch_text(arch, attention, gemm, like), encoding="utf-8")
+        sys.stderr.write(f"{path}\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import cast, get_args
 
 from ghostsim import bundled
 from ghostsim.accuracy.table import Row
-from ghostsim.timing.gpu_arch_file import GpuArch, load_arch
+from ghostsim.config.hardware import GpuArch
+from ghostsim.config.load import load_part
+from ghostsim.devices.gpu_arch import attention_params, gemm_params
 from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
 from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, mram_dma_cycles
 from ghostsim.units import BANDWIDTH, BYTES, FLOP_RATE
@@ -31,6 +33,12 @@ class GpuPart:
     def arch(self) -> GpuArch:
         """The kernel constants."""
         return load_arch(self.architecture)
+
+
+@cache
+def load_arch(name: str) -> GpuArch:
+    """Return the kernel constants of a GPU architecture of the catalogue."""
+    return cast(GpuArch, load_part(name).value)
 
 
 @cache
@@ -76,7 +84,7 @@ def attention_us(row: Row) -> float:
     """Predict the microseconds of a decode-attention row."""
     gpu, shape = gpu_parts()[row["part"]], attention_shape(row)
     _one_of(row, "warm_l2", ("yes", "no"))
-    params = gpu.arch.attention_params(family(row), shape.q_heads, shape.kv_heads)
+    params = attention_params(gpu.arch, family(row), shape.q_heads, shape.kv_heads)
     return decode_attention_us(gpu.spec, params, shape)
 
 
@@ -89,7 +97,7 @@ def gemm_shape(row: Row) -> GemmShape:
 def dense_us(row: Row) -> float:
     """Predict the microseconds of a GEMM row."""
     gpu = gpu_parts()[row["part"]]
-    return gemm_us(gpu.spec, gpu.arch.gemm["dense"], gemm_shape(row))
+    return gemm_us(gpu.spec, gemm_params(gpu.arch), gemm_shape(row))
 
 
 def mram_cycles(row: Row) -> float:

@@ -18,7 +18,9 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "sweep": ("scenarios/sweeps",),
     "platform": ("hwmodels/platform",),
     "model": ("hwmodels/models",),
-    "part": tuple(f"hwmodels/{room}" for room in ("gpu", "memory", "cxl", "pim", "storage", "link", "host")),
+    "part": tuple(
+        f"hwmodels/{room}" for room in ("gpu", "gpu/arch", "memory", "cxl", "pim", "storage", "link", "host")
+    ),
 }
 """Where the bundled documents of each kind are."""
 PLURALS: Mapping[str, str] = {

@@ -69,6 +69,16 @@ def model_of(annotation: Any, node: Node) -> type[BaseModel] | None:
     return next((model for model in found if first is not None and next(iter(fields(model)), None) == first), None)
 
 
+def tags(annotation: Any) -> list[str]:
+    """Return what tells the members of a choice apart: ``kind: NAME``, or the first key."""
+    return [_tag(model) for model in models(annotation)]
+
+
+def _tag(model: type[BaseModel]) -> str:
+    known = fields(model)
+    return f"kind: {get_args(known['kind'].annotation)[0]}" if "kind" in known else next(iter(known), "")
+
+
 def _is_kind(model: type[BaseModel], kind: object) -> bool:
     info = model.model_fields.get("kind")
     return info is not None and kind in get_args(info.annotation)

@@ -192,11 +192,44 @@ class CopyEngines(Block):
     """Bytes that all engines keep outstanding."""
 
 
+class AttentionKernel(Block):
+    """Constants of a family of decode-attention kernels; `ghostsim.timing.gpu_kernels` says what each means."""
+
+    floor: Delay
+    floor_per_doubling: Delay
+    start: Delay
+    wave: Delay
+    cold: Delay
+    hbm_efficiency: Annotated[Fraction, Field(gt=0)]
+    l2_speedup: Positive
+    l2_share: Positive
+    slots_per_sm: Count
+    max_splits: Count
+
+
+class GemmKernel(Block):
+    """Constants of the dense GEMM; `ghostsim.timing.gpu_kernels` says what each means."""
+
+    launch: Delay
+    hbm_efficiency: Annotated[Fraction, Field(gt=0)]
+    flop_efficiency: Annotated[Fraction, Field(gt=0)]
+    wave_weight: Annotated[Number, Field(ge=0)]
+    panel_weight: Annotated[Number, Field(ge=0)]
+
+
+class GpuArch(Part):
+    """Kernel constants of a GPU architecture, by kernel family."""
+
+    kind: Literal["gpu_arch"]
+    attention: Annotated[dict[Text, AttentionKernel], Field(min_length=1)]
+    gemm: Annotated[dict[Text, GemmKernel], Field(min_length=1)]
+
+
 class Gpu(Part):
     """A GPU with its HBM."""
 
     kind: Literal["gpu"]
-    architecture: Literal["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
+    architecture: GpuArch
     sms: Count
     tensor: PositiveFlops
     """Dense bf16 rate."""
@@ -206,7 +239,8 @@ class Gpu(Part):
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""
-    attention_kernels: Literal["vllm", "sglang", "trtllm_bf16", "trtllm_fp8"]
+    attention_kernels: Text
+    """Family of `architecture.attention` whose constants hold."""
     copy_engines: CopyEngines
     read_window: PositiveBytes
     """Bytes of reads of other memories that the SMs keep outstanding."""
@@ -215,6 +249,13 @@ class Gpu(Part):
     static: Watts
     compute_energy: OpEnergy
     """Energy of one bf16 floating-point operation."""
+
+    @model_validator(mode="after")
+    def _kernels_are_known(self) -> Gpu:
+        if self.attention_kernels not in self.architecture.attention:
+            known = ", ".join(self.architecture.attention)
+            raise MisfitError(f"found {self.attention_kernels!r}, expected one of {known}", "attention_kernels")
+        return self
 
     @property
     def capacity(self) -> int:
@@ -404,7 +445,7 @@ Device = Annotated[
     Field(discriminator="kind"),
 ]
 AnyPart = Annotated[
-    Gpu | HostCpu | CxlExpander | Upmem | Nvme | Switch | Dram | Link,
+    Gpu | GpuArch | HostCpu | CxlExpander | Upmem | Nvme | Switch | Dram | Link,
     Field(discriminator="kind"),
 ]
 

@@ -386,6 +386,17 @@ class Policy(Strict):
     read: Read
 
     @model_validator(mode="after")
+    def _one_format(self) -> Policy:
+        if any(keep.format != self.format for keep in self.keep):
+            raise ValueError("found keep clauses with different formats, expected one format for all of them")
+        return self
+
+    @property
+    def format(self) -> Format:
+        """How K and V are stored."""
+        return self.keep[0].format
+
+    @model_validator(mode="after")
     def _certificate_sees_all(self) -> Policy:
         if not isinstance(self.read.rule, Certify):
             return self

@@ -196,7 +196,6 @@ _PLAIN = {
     "mapping_type": "a mapping",
     "tuple_type": "a list",
     "list_type": "a list",
-    "union_tag_not_found": "a mapping that says which of the choices it is",
 }
 _BOUNDS = {
     "greater_than": ("gt", "above"),
@@ -209,23 +208,32 @@ _BOUNDS = {
 def _message(error: ErrorDetails, above: Any, parent: Node, node: Node | None, key: str) -> str:
     kind, context = error["type"], error.get("ctx", {})
     model = fields.model_of(above, parent)
-    info = fields.fields(model).get(key) if model else None
-    sample = fields.example(info)
+    sample = fields.example(fields.fields(model).get(key) if model else None)
     such_as = f", e.g. {key}: {sample}" if sample else ""
-    if kind == "missing" and isinstance(error["loc"][-1], int):
-        return f"found a list of {error['loc'][-1]}, expected more entries"
-    if kind == "missing":
-        return f"found no key {key!r}, expected it{such_as}"
-    if kind == "extra_forbidden":
-        return unknown_key(key, list(fields.fields(model)) if model else [], model)
-    if kind in ("unsourced", "quantity_key"):
-        return error["msg"]
-    if kind == "value_error":
-        text = _as_written(str(context["error"]), node, error["input"])
-        done = "e.g." in text or isinstance(context["error"], MisfitError)
-        return text if done else text + such_as
-    found = shown(_written(node, error["input"]))
-    return f"found {found}, expected {_expected(kind, context, error['msg'])}{such_as}"
+    match kind:
+        case "missing":
+            text = _missing(key, error["loc"][-1], such_as)
+        case "extra_forbidden":
+            text = unknown_key(key, list(fields.fields(model)) if model else [], model)
+        case "unsourced" | "quantity_key":
+            text = error["msg"]
+        case "value_error":
+            text = _as_written(str(context["error"]), node, error["input"])
+            done = "e.g." in text or isinstance(context["error"], MisfitError)
+            text = text if done else text + such_as
+        case "union_tag_not_found":
+            choices = fields.tags(fields.child(above, parent, key) if key else above)
+            text = f"found {shown(error['input'])} of no known kind, expected {' or '.join(choices)}"
+        case _:
+            found = shown(_written(node, error["input"]))
+            text = f"found {found}, expected {_expected(kind, context, error['msg'])}{such_as}"
+    return text
+
+
+def _missing(key: str, last: str | int, such_as: str) -> str:
+    if isinstance(last, int):
+        return f"found a list of {last}, expected more entries"
+    return f"found no key {key!r}, expected it{such_as}"
 
 
 _CONVERTED = re.compile(r"^found (-?[0-9.]+(e[-+]?[0-9]+)?|\{.*\})(?=,)")

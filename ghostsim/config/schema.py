@@ -97,7 +97,7 @@ def _named(annotation: Any, schema: Schema) -> Schema:
     """Add the short forms of a choice or of a document."""
     if fields.document_kind(annotation):
         return _either(_NAME, schema)
-    tags = [next(iter(fields.fields(model)), "") for model in fields.models(annotation)]
+    tags = fields.tags(annotation)
     return _either({"enum": tags}, schema) if len(tags) > 1 else schema
 
 

@@ -85,6 +85,8 @@ def _put(node: Node | None, shadow: Node | None, setting: Setting, depth: int, a
     below = fields.child(annotation, seen, key)
     own = node if node is not None and isinstance(node.value, Mapping) else Node({}, setting.at)
     if depth == len(setting.path) - 1:
+        if key == "value" and key in seen.map:
+            return sourced(setting.value, "set by the user")
         bare = is_bare(setting.value) and fields.is_quantity(annotation, seen, key)
         value = sourced(setting.value, "set by the user") if bare else setting.value
     else:

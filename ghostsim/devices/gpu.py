@@ -7,11 +7,11 @@ from functools import lru_cache
 from ghostsim.config.hardware import Gpu
 from ghostsim.config.model import Model
 from ghostsim.devices.dma_engine import DmaEngine
+from ghostsim.devices.gpu_arch import attention_params, gemm_params
 from ghostsim.devices.hbm import Hbm
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, rounded
 from ghostsim.engine.network import Network
-from ghostsim.timing.gpu_arch_file import load_arch
 from ghostsim.timing.gpu_kernels import (
     AttentionShape,
     GemmShape,
@@ -39,16 +39,16 @@ class GpuDevice:
         self.select_unit = network.resource(f"{name}.select", part.select)
         self.window = network.resource(f"{name}.read_window", float(part.read_window))
         self.weight = float(part.sms * _BYTES_PER_SM)
-        self.arch = load_arch(part.architecture)
         self.spec = GpuSpec(part.sms, part.tensor, self.hbm.peak, part.l2)
         self.gemm_split = lru_cache(maxsize=256)(self._gemm_split)
         self.attention_split = lru_cache(maxsize=4096)(self._attention_split)
 
     def _gemm_split(self, shape: GemmShape) -> GemmSplit:
-        return gemm_split(self.spec, next(iter(self.arch.gemm.values())), shape)
+        return gemm_split(self.spec, gemm_params(self.part.architecture), shape)
 
     def _attention_split(self, shape: AttentionShape) -> KernelSplit:
-        params = self.arch.attention_params(self.part.attention_kernels, shape.q_heads, shape.kv_heads)
+        kernels = self.part.attention_kernels
+        params = attention_params(self.part.architecture, kernels, shape.q_heads, shape.kv_heads)
         return attention_split(self.spec, params, shape)
 
     def gemm(self, m: int, n: int, k: int, bytes_per_weight: int, nbytes: int) -> Job:

@@ -134,6 +134,7 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
             "scored_heads": len(first.heads),
             "token_repeats": first.token_repeats(),
             "batch": {label: record.batch for label, record in result.records.items()},
+            "recorded_lost_mass": dict(result.recorded),
             "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
         },
         "notes": result.notes,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from ghostsim.config.policy import IntFormat, Policy
+from ghostsim.config.policy import Int
 from ghostsim.policy.exact import Array, Block, Floats, scaled_products, softcapped, wide_sum
 from ghostsim.policy.formats import dequantised
 from ghostsim.policy.rules import Mask
 from ghostsim.trace.compose import Head
-
-Owners = npt.NDArray[np.int64]
 
 
 def weighted_values(weights: Array, values: Array) -> Array:
@@ -37,37 +34,17 @@ def relative_error(given: Array, exact: Array) -> Floats:
     return np.asarray(np.linalg.norm(given - exact, axis=-1) / size, dtype=np.float64)
 
 
-def owners(masks: list[Mask | None], size: int) -> Owners:
-    """Return for each position the first clause that stores it (a mask of None stores all), -1 for none."""
-    owner = np.full(size, -1, dtype=np.int64)
-    for c in reversed(range(len(masks))):
-        mask = masks[c]
-        owner[... if mask is None else mask] = c
-    return owner
-
-
 class LossyReader:
-    """Keys and values as they come back from the formats of the KEEP clauses."""
+    """Keys and values as they come back from an integer format."""
 
-    def __init__(self, policy: Policy, head: Head, values: Array) -> None:
+    def __init__(self, fmt: Int, head: Head, values: Array) -> None:
         self._head = head
-        self._stored = [
-            (dequantised(head.keys, keep.format.int), dequantised(values, keep.format.int))
-            if isinstance(keep.format, IntFormat)
-            else (head.keys, values)
-            for keep in policy.keep
-        ]
+        self._keys, self._values = dequantised(head.keys, fmt), dequantised(values, fmt)
 
-    def output(self, block: Block, reads: Mask, owned: list[Owners]) -> Array:
-        """Return the output [n, g, d] over reads, each position in the format of the clause that owns it."""
-        owner = np.where(reads, np.stack(owned), -1)[:, None, :]
-        clauses = np.unique(owner[owner >= 0]).tolist()
-        weights = np.full_like(block.scores, -np.inf)
-        for c in clauses:
-            keys = self._stored[c][0][: weights.shape[-1]]
-            scores = softcapped(scaled_products(block.queries, keys, self._head.scale), self._head.softcap)
-            np.copyto(weights, scores, where=owner == c)
+    def output(self, block: Block, reads: Mask) -> Array:
+        """Return the output [n, g, d] over the positions read, `reads` [n, P]."""
+        products = scaled_products(block.queries, self._keys[: reads.shape[1]], self._head.scale)
+        weights = np.where(reads[:, None, :], softcapped(products, self._head.softcap), -np.inf)
         weights -= weights.max(axis=-1, keepdims=True)
         np.exp(weights, out=weights)
-        parts = [weighted_values(weights * (owner == c), self._stored[c][1]) for c in clauses]
-        return np.asarray(sum(parts) / wide_sum(weights)[..., None])
+        return np.asarray(weighted_values(weights, self._values) / wide_sum(weights)[..., None])

@@ -160,7 +160,7 @@ class Oracle:
         key = (eps, c0, c1)
         if key not in self._reads:
             begin = self._all.c0
-            self._reads[key] = spend(self._book(eps), c0 - begin, c1 - begin).any(axis=0, keepdims=True)[0]
+            self._reads[key] = np.asarray(spend(self._book(eps), c0 - begin, c1 - begin).any(axis=0))
         return self._reads[key]
 
     def _book(self, eps: float) -> Ledger:

@@ -13,6 +13,7 @@ from ghostsim.config.policy import (
     AllRule,
     Certify,
     ExactScore,
+    IntFormat,
     Margin,
     NoneRule,
     Policy,
@@ -22,7 +23,7 @@ from ghostsim.config.policy import (
     TopK,
 )
 from ghostsim.errors import ConfigError
-from ghostsim.policy.attended import LossyReader, Owners, exact_output, owners, read_output, relative_error
+from ghostsim.policy.attended import LossyReader, exact_output, read_output, relative_error
 from ghostsim.policy.cold import (
     Cold,
     Oracle,
@@ -38,7 +39,7 @@ from ghostsim.policy.cold import (
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.exact import Array, Block, blocks, wide_sum
 from ghostsim.policy.indexes import BoxIndex, TokenIndex, build, page_scores, token_scores
-from ghostsim.policy.keep import Clause, agreed_top, budget, combined, stored_by_all
+from ghostsim.policy.keep import Clause, agreed_top, budget, combined, stored_by_any
 from ghostsim.policy.rows import HeadRows, empty_rows
 from ghostsim.policy.rules import Mask
 from ghostsim.trace.compose import Head
@@ -60,7 +61,6 @@ class Evaluation:
     """[positions] ||k||."""
     bounds: Array | None = None
     reads: Mask = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
-    owned: list[Owners] = field(default_factory=list)
     reader: LossyReader | None = None
 
     @property
@@ -72,13 +72,10 @@ class Evaluation:
         """Score the units of a block."""
         self.bounds = self._bounds(block) if self.scores_needed else None
         self.reads = np.zeros((block.steps, block.scores.shape[-1]), dtype=bool)
-        self.owned = []
 
     def step(self, block: Block, i: int, oracle: Oracle) -> None:
         """Evaluate step i of a block."""
-        stored, masks = stored_by_all(self.clauses, block, i)
-        if not self.policy.lossless:
-            self.owned.append(owners(masks, block.scores.shape[-1]))
+        stored = stored_by_any(self.clauses, block, i)
         self.reads[i] = self._step(block, i, self.bounds, stored, oracle)
 
     def end(self, block: Block, exact: Callable[[], Array]) -> None:
@@ -87,11 +84,12 @@ class Evaluation:
         steps = slice(block.first, block.first + block.steps)
         if errors is None or values is None or (self.policy.lossless and not np.any(self.rows.lost_mass[steps])):
             return
-        if self.policy.lossless:
-            given = read_output(block, self.reads, values)
+        fmt = self.policy.format
+        if isinstance(fmt, IntFormat):
+            self.reader = self.reader or LossyReader(fmt.int, self.head, values)
+            given = self.reader.output(block, self.reads)
         else:
-            self.reader = self.reader or LossyReader(self.policy, self.head, values)
-            given = self.reader.output(block, self.reads, self.owned)
+            given = read_output(block, self.reads, values)
         errors[steps] = relative_error(given, exact())
 
     def _bounds(self, block: Block) -> Array:

@@ -28,7 +28,7 @@ def budget(selector: Selector, units: int) -> int:
 def agreed_top(scores: Array, k: int, reduce: str) -> Mask:
     """Take the k best units for a KV head from the scores [g, n] of its query heads."""
     if reduce == "any":
-        return np.stack([take_top(row, k) for row in scores]).any(axis=0)
+        return np.asarray(np.stack([take_top(row, k) for row in scores]).any(axis=0))
     return take_top(combined(scores, reduce), k)
 
 
@@ -171,9 +171,8 @@ class Clause:
         return mask
 
 
-def stored_by_all(clauses: list[Clause], block: Block, i: int) -> tuple[Mask | None, list[Mask | None]]:
-    """Return what any clause stores at a step, and what each does; None: every position."""
+def stored_by_any(clauses: list[Clause], block: Block, i: int) -> Mask | None:
+    """Return the mask [P] of what some clause stores at a step; None: every position."""
     masks = [clause.stored(block, i) for clause in clauses]
-    if any(mask is None for mask in masks):
-        return None, masks
-    return np.logical_or.reduce([mask for mask in masks if mask is not None]), masks
+    some = [mask for mask in masks if mask is not None]
+    return None if len(some) < len(masks) else np.asarray(np.stack(some).any(axis=0))

@@ -68,6 +68,7 @@ class _Program:
         yield self._gemm("qkv", self.model.qkv_weights, (("head", 1),))
         yield from self._store()
         yield self._attend_hot()
+        yield from self._state()
         if self.stage is not None:
             yield from self._near_scan(self.stage) if self.near_memory else self._gpu_scan(self.stage)
         if self.apart:
@@ -126,6 +127,9 @@ class _Program:
                 "ghostify", "ghostify", "index", record_bytes=size, nbytes=leaving * size, records=leaving,
                 runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
+
+    def _state(self) -> Iterator[Work]:
+        """Rewrite the bookkeeping of every kept token."""
         state = self.policy.keep[0].state
         if state:
             kept = (self.sizes.hot + self.sizes.read).sum(axis=0)

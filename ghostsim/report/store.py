@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +93,23 @@ def load_run(path: Path) -> RunFolder:
     StoreError
         If the folder or one of its files is missing or not what a run writes.
     """
+    run = _read(path)
+    timeline = path / "timeline.json.gz"
+    return replace(run, timeline=read_timeline(timeline)) if timeline.exists() else run
+
+
+def _read(path: Path) -> RunFolder:
     if not path.is_dir():
-        raise StoreError(
-            "found no run folder here, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path)
-        )
+        raise StoreError("found no run folder, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path))
     metrics = _mapping(path / "metrics.json")
     _check_metrics(metrics, path / "metrics.json")
-    return RunFolder(
-        path=path,
-        metrics=metrics,
-        config=_config(path / "config.yaml"),
-        manifest=_mapping(path / "manifest.json"),
-        steps=_steps(path / "steps.csv"),
-        timeline=read_timeline(path / "timeline.json.gz") if (path / "timeline.json.gz").exists() else Timeline(),
-    )
+    config, manifest = _config(path / "config.yaml"), _mapping(path / "manifest.json")
+    return RunFolder(path, metrics, config, manifest, _steps(path / "steps.csv"), Timeline())
+
+
+def check_run(path: Path) -> None:
+    """Refuse a folder that `load_run` would refuse; its timeline is not read."""
+    _read(path)
 
 
 def _at(path: Path, line: int | None = None, column: int | None = None) -> Location:

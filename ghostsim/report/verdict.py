@@ -129,8 +129,13 @@ def longest_cause(run: Run) -> tuple[str, float] | None:
 
 
 def kv_bytes(run: Run) -> float:
-    """Return the KV bytes read per step and request, over all tiers."""
-    return sum(run["bytes_per_step"].get(tier, {}).get("kv", 0) for tier in TIERS) / run["batch"]
+    """Return the KV bytes that attention takes in per step and request.
+
+    KV that is copied to HBM first counts in its own tier and again when it is attended: the larger is taken.
+    """
+    kv = {tier: run["bytes_per_step"].get(tier, {}).get("kv", 0) for tier in TIERS}
+    outside = sum(nbytes for tier, nbytes in kv.items() if tier != "hbm")
+    return float(max(kv["hbm"], outside) / run["batch"])
 
 
 TIERS = ("hbm", "dram", "cxl", "pim", "ssd")
@@ -221,7 +226,13 @@ def _limit_text(run: Run) -> str:
 
 def _sentences(metrics: Mapping[str, Any], label: str, facts: Facts) -> list[str]:
     runs: Runs = metrics["runs"]
-    found = [_fastest(runs, label, facts), _best_sites(runs, label), _why(runs, label), _lossy(runs, facts), _trust(metrics, facts)]
+    found = [
+        _fastest(runs, label, facts),
+        _best_sites(runs, label),
+        _why(runs, label),
+        _lossy(runs, facts),
+        _trust(metrics, facts),
+    ]
     return [sentence for sentence in found if sentence]
 
 
@@ -232,7 +243,11 @@ def _fastest(runs: Runs, label: str, facts: Facts) -> str:
         return f"{label} gives the most tokens/s of all {plural(len(runs), 'run')}." if len(runs) > 1 else ""
     text = f"Most tokens/s of all: {best}, {number(run['tokens_per_s'])} at batch {run['batch']}"
     lost = run["quality"]["lost_mass"]["max"]
-    notes = [f"it loses up to {share(lost)} of attention mass{'' if is_sound(run) else ' without a sound certificate'}"] if lost else []
+    notes = (
+        [f"it loses up to {share(lost)} of attention mass{'' if is_sound(run) else ' without a sound certificate'}"]
+        if lost
+        else []
+    )
     notes += ["it is not lossless"] if best in facts.not_lossless else []
     return text + (f"; {listing(notes)}" if notes else "; it loses nothing") + "."
 
@@ -308,9 +323,9 @@ def sound_twin(runs: Runs, label: str) -> str | None:
 
 
 def all_bytes(run: Run) -> float:
-    """Return index and KV bytes per step and request, over all tiers."""
-    used = (run["bytes_per_step"].get(tier, {}) for tier in TIERS)
-    return sum(causes.get("index", 0) + causes.get("kv", 0) for causes in used) / run["batch"]
+    """Return index and KV bytes (`kv_bytes`) per step and request."""
+    index = sum(run["bytes_per_step"].get(tier, {}).get("index", 0) for tier in TIERS)
+    return float(index / run["batch"]) + kv_bytes(run)
 
 
 def _summary(metrics: Mapping[str, Any], label: str, duels: Sequence[_Duel], facts: Facts) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache, wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,12 +23,13 @@ _MAX_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 
 
-def cached(key: Mapping[str, object], compute: Callable[[], Result], code: str = "") -> Result:
+def cached(key: Mapping[str, object], compute: Callable[[], Result], code: str | None = None) -> Result:
     """Return what `compute` returned for this key and this hash of its source, computing it once per cache.
 
-    An entry that can't be read or doesn't hold numbers is computed again; none of it is ever an error.
+    Without `code` the hash is that of the module of `compute` and of all timing models. An entry that can't be read
+    or doesn't hold numbers is computed again; none of it is ever an error.
     """
-    full = {"key": key, "code": code, "numpy": np.__version__}
+    full = {"key": key, "code": code or _code_behind(compute.__module__), "numpy": np.__version__}
     stored = _numbers(cache.load_bytes(_KIND, full))
     if stored is not None:
         return stored  # type: ignore[return-value]  # the code hash in the key fixes the shape of the result
@@ -35,6 +38,12 @@ def cached(key: Mapping[str, object], compute: Callable[[], Result], code: str =
     if cache.digest(full).startswith("00"):  # listing the folder is slow: at one store in 256
         cache.trim(_KIND, _MAX_BYTES, max_entries=_MAX_ENTRIES)
     return result
+
+
+@lru_cache
+def _code_behind(module: str) -> str:
+    models = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    return cache.digest(cache.code_hash(sys.modules[module]) + models)
 
 
 def _numbers(data: bytes | None) -> float | tuple[float, ...] | None:

@@ -61,8 +61,10 @@ class Pattern:
     def __post_init__(self) -> None:
         if self.kind not in {"stream", "random"}:
             raise ValueError(f"pattern {self.kind!r}: expected stream or random")
-        if self.record_bytes < 1 or not 0 <= self.read_fraction <= 1:
-            raise ValueError(f"pattern of {self.record_bytes} B records, read fraction {self.read_fraction}")
+        if not 1 <= self.record_bytes <= _SPAN_BYTES // 2:
+            raise ValueError(f"record of {self.record_bytes} B: expected 1 B to 512 MiB")
+        if not 0 <= self.read_fraction <= 1:
+            raise ValueError(f"read fraction {self.read_fraction}: expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,16 @@ def decode(timing: DramTiming, address: NDArray[np.int64]) -> tuple[NDArray[np.i
         rest = rest // size
     subchannel, pseudochannel, group, bank, level, rank, _ = fields
     row = rest % timing.rows
-    group = group ^ (row % timing.bankgroups)
-    bank = bank ^ (row // timing.bankgroups % timing.banks_per_group)
+    group = _permute(group, row, timing.bankgroups)
+    bank = _permute(bank, row // timing.bankgroups, timing.banks_per_group)
     unit = rank * timing.pseudochannels + pseudochannel
     flat = ((unit * timing.stack_ids + level) * timing.bankgroups + group) * timing.banks_per_group + bank
     return subchannel, flat, row
+
+
+def _permute(index: NDArray[np.int64], row: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return the index XORed with the low bits of the row; a size that is no power of two rotates instead."""
+    return index ^ (row % size) if size & (size - 1) == 0 else (index + row) % size
 
 
 def _accesses(
@@ -301,7 +308,7 @@ def saturated_bandwidth(
     burst = _burst_cycles(timing)
     warm = int(1200 * burst)
     until = warm + max(1, round(_BANDWIDTH_BURSTS * burst / timing.nREFI)) * timing.nREFI
-    records = int(until / burst / _bursts(timing, pattern)) + outstanding
+    records = ceil((until / burst + outstanding) / _bursts(timing, pattern)) + 1
     accesses = _accesses(timing, pattern, records, seeding.generator(seed, "dram/bandwidth"))
     source = _Source(
         read_queue or queues[0],
@@ -370,25 +377,26 @@ def loaded_latency(
 ) -> tuple[float, float]:
     """Return the mean and 95th percentile of read latency in ns, from arrival at the controller to the last data.
 
-    Records arrive as a Poisson process; every burst of a record is a sample. `None` is an idle channel: one access per
-    64 B line, the next when the last is back. Covers whole refresh intervals, at least two, at least 8,000 bursts and
-    1,000 records (of large records 20,000 bursts).
+    Records arrive as a Poisson process; every burst of a record is a sample. `None` or 0 is an idle channel: one access
+    per 64 B line, the next when the last is back. Covers whole refresh intervals, at least two, at least 8,000 bursts
+    and 1,000 records (of large records 20,000 bursts).
     Beyond the saturated bandwidth the queue grows without bound and the figures only say so.
     """
     queues = default_queues(timing)
-    first = timing.nREFI
+    idle = not injected_bytes_per_s
+    first = timing.nREFI // 4
     source = _Source(
         read_queue or queues[0],
         write_queue or queues[1],
-        first_refresh=0 if refresh else NEVER,
-        outstanding=1 if injected_bytes_per_s is None else NEVER,
-        closed_loop=injected_bytes_per_s is None,
+        first_refresh=first if refresh else NEVER,
+        outstanding=1 if idle else NEVER,
+        closed_loop=idle,
     )
     rng = seeding.generator(seed, "dram/latency")
-    if injected_bytes_per_s is None:
-        accesses = _line_accesses(timing, pattern, rng)
-    else:
+    if injected_bytes_per_s:
         accesses = _poisson_accesses(timing, pattern, rng, injected_bytes_per_s)
+    else:
+        accesses = _line_accesses(timing, pattern, rng)
     entered, finished = _simulate(timing, accesses, source)
     last = first + (int(entered[-1]) - first) // timing.nREFI * timing.nREFI
     sample = (entered >= first) & (entered < last) & ~np.asarray(accesses.write)
@@ -406,11 +414,12 @@ def _line_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Generato
 
 
 def _poisson_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Generator, bytes_per_s: float) -> _Accesses:
-    cycles = pattern.record_bytes / bytes_per_s * 1e12 / timing.tCK_ps
+    # Beyond some refresh intervals without a record each finds closed rows, however much longer it waits.
+    cycles = min(pattern.record_bytes / bytes_per_s * 1e12 / timing.tCK_ps, 4.0 * timing.nREFI)
     bursts_per_interval = timing.nREFI / cycles * _bursts(timing, pattern)
     wanted = min(_LATENCY_MOST, max(_LATENCY_BURSTS, _LATENCY_RECORDS * _bursts(timing, pattern)))
     intervals = max(2, ceil(wanted / bursts_per_interval))
-    end = (1 + intervals) * timing.nREFI
+    end = timing.nREFI // 4 + intervals * timing.nREFI
     arrival = np.cumsum(rng.exponential(cycles, int(end / cycles * 1.3) + 100)).astype(np.int64)
     arrival = arrival[: int(np.searchsorted(arrival, end)) + 1]
     return _accesses(timing, pattern, len(arrival), rng, arrival)

@@ -376,11 +376,14 @@ class Controller:
         return at if write else at + rules.rd_data
 
     def _synchronise_wck(self, at: int, write: bool) -> int:
-        """Return when the access may go: LPDDR5 stops the data clock when idle, and a CAS command restarts it."""
+        """Return when the access may go: LPDDR5 stops the data clock when idle, and a CAS command restarts it.
+
+        The clock runs for BL/n_max, twice BL/n_min in bank-group mode, and a postamble of a cycle (JESD209-5).
+        """
         timing = self.timing
         at += at >= self.wck_until
         latency = timing.nCWL if write else timing.nCL
-        self.wck_until = max(self.wck_until, at + latency + timing.nBL + 1)
+        self.wck_until = max(self.wck_until, at + latency + 2 * timing.nBL + 1)
         return at
 
     def _issue_act(self, bank: int, at: int, seq: int) -> None:

@@ -54,6 +54,9 @@ class DramTiming:
     nREFI: int
 
     def __post_init__(self) -> None:
+        refresh = self.nRFC + self.units * self.nRP + self.nRC
+        if self.nREFI <= refresh:
+            raise ValueError(f"tREFI of {self.nREFI} cycles: expected more than a refresh takes, {refresh} cycles")
         turnaround = self.nCL + self.nBL + (4 if self.family == "DDR5" else 2) - self.nCWL
         implied = {"nCCD_S_WR": self.nCCD_S, "nCCD_L_WR": self.nCCD_L, "nCCD_R": self.nCCD_S, "nRTW": turnaround}
         for name, value in implied.items():

@@ -127,7 +127,7 @@ def test_the_effective_document_keeps_the_platform_once(house):
 def test_every_file_that_is_read_is_an_input(house):
     inputs = load_scenario(house.path("scenario")).inputs
     names = [name.rpartition("/")[2] for name in inputs]
-    expected = ["cxl", "dram", "full", "gpu", "link", "model", "platform", "quest", "scenario"]
+    expected = ["cxl", "dram", "full", "gpu", "link", "model", "platform", "quest", "scenario", "sm_90"]
     assert names == [f"{name}.yaml" for name in expected]
 
 

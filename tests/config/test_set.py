@@ -42,6 +42,12 @@ def test_a_changed_number_is_the_users(house):
         assert (fact.value, fact.source, fact.confidence) == (value, "set by the user", "assumed")
 
 
+def test_the_value_of_a_sourced_number_cannot_be_changed_behind_its_source(house):
+    loaded = load_scenario(house.path("scenario"), ["platform.devices.cxl0.controller.value=90 ns"])
+    fact = next(fact for fact in provenance(loaded.document) if fact.path == "platform.devices.cxl0.controller")
+    assert (fact.value, fact.source) == ("90 ns", "set by the user")
+
+
 def test_an_optional_field_can_be_set(house):
     assert scenario(house, "platform.links.up.bandwidth=40 GB/s").platform.links["up"].bandwidth == 40e9
 
@@ -140,7 +146,8 @@ def test_a_set_scenario_survives_its_effective_form(house):
         ("platform.links.up.between.x=gpu0", "an index from 0 to 1"),
         ("platform.links.up.name.x=1", "expected a mapping or a list"),
         ("platform=nowhere", "no platform named 'nowhere'"),
-        ("platform.devices.gpu0.architecture=sm_91", "expected one of 'sm_80'"),
+        ("platform.devices.gpu0.architecture=sm_91", "did you mean 'sm_90'"),
+        ("platform.devices.gpu0.attention_kernels=vlm", "expected one of vllm"),
         ("runs.quest.filter=dram", "index_tier: dram"),
         ("runs.quest.policy.read.rule={topk: x}", "a whole number"),
         ("runs.quest.policy.read.rule={certify: 0.1, form: x}", "read.rule.form: found 'x'"),

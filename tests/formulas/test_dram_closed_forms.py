@@ -213,3 +213,22 @@ def test_same_question_same_answer_in_another_cache(tmp_path, monkeypatch):
 def test_unknown_pattern_is_refused():
     with pytest.raises(ValueError, match="stream or random"):
         Pattern("zigzag", 64)
+
+
+def test_refresh_longer_than_its_interval_is_refused():
+    with pytest.raises(ValueError, match="tREFI"):
+        replace(DDR4, nREFI=DDR4.nRFC)
+
+
+def test_three_bank_groups_map_one_to_one():
+    subchannel, bank, row = dram.decode(replace(DDR4, bankgroups=3), np.arange(0, 1 << 22, 256))
+    _, counts = np.unique(np.stack([subchannel, bank, row]), axis=1, return_counts=True)
+    assert counts.max() <= DDR4.row_bytes // 256
+    assert bank.max() < 3 * DDR4.banks_per_group
+
+
+def test_a_trickle_finds_closed_rows():
+    mean, p95 = dram.loaded_latency(DDR4, Pattern("random", 64), 1e3)
+    closed = dram.idle_latency_ns(DDR4)
+    assert closed < mean < 1.4 * closed
+    assert p95 >= closed

@@ -6,9 +6,9 @@ import pytest
 
 from ghostsim import bundled
 from ghostsim.accuracy import fit
-from ghostsim.accuracy.kernels import COLUMNS, UNITS, gpu_parts
+from ghostsim.accuracy.kernels import COLUMNS, UNITS, gpu_parts, load_arch
 from ghostsim.accuracy.table import read, schemas
-from ghostsim.timing.gpu_arch_file import load_arch
+from ghostsim.devices.gpu_arch import attention_of, gemm_params
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def fitted():
 def test_fit_finds_the_constants_of_the_catalogue(fitted):
     attention, gemm = fitted
     for (arch, name), found in attention.items():
-        shipped = astuple(load_arch(arch).attention[name])[: len(found.constants)]
+        shipped = astuple(attention_of(load_arch(arch).attention[name]))[: len(found.constants)]
         assert shipped == pytest.approx(tuple(found.constants), rel=0.1, abs=0.1)
     for arch, found in gemm.items():
-        assert astuple(load_arch(arch).gemm["dense"]) == pytest.approx(tuple(found.constants), rel=0.1, abs=0.1)
+        assert astuple(gemm_params(load_arch(arch))) == pytest.approx(tuple(found.constants), rel=0.1, abs=0.1)
 
 
 @pytest.mark.slow

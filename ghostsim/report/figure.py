@@ -1,0 +1,133 @@
+"""What a figure of a report is: one or more Plotly drawings, a sentence on what to see, and a table of its numbers.
+
+Drawings are plain Plotly JSON without colours of paper, text or grid: the page adds those for light, dark and print.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+PALETTE = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#8f7fd1",
+    "#a6a52e",
+    "#8c8c8c",
+    "#b0683c",
+)
+"""Distinguishable under the common forms of colour blindness, on white and on near-black (after Okabe and Ito, 2008)."""
+PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|", "", "/")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star", "hexagon", "bowtie", "pentagon", "triangle-down")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+Trace = dict[str, Any]
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a figure; cells are text that is ready to read."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawing of a figure: a Plotly figure as JSON, or an SVG picture."""
+
+    name: str
+    plot: Mapping[str, Any] | None = None
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report; where it has several views the reader picks one."""
+
+    key: str
+    title: str
+    caption: str
+    views: Sequence[View]
+    table: Table
+    chosen: int = 0
+    picker: str = ""
+    """What the reader picks, e.g. run."""
+
+
+def plot(traces: Sequence[Trace], height: int, **layout: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's layout
+    """Return a Plotly figure with the margins, legend and hover of all figures of a report."""
+    common = {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        "hoverlabel": {"namelength": -1},
+        "font": {"size": 13},
+    }
+    return {"data": list(traces), "layout": common | layout}
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's axis
+    """Return an axis whose title names quantity and unit."""
+    return {"title": {"text": title}, "automargin": True, "zeroline": False} | more
+
+
+def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's axis
+    """Return a category axis with the first label on top."""
+    listed = {"type": "category", "categoryorder": "array", "categoryarray": list(labels)}
+    return listed | {"autorange": "reversed", "automargin": True, "title": {"text": ""}} | more
+
+
+def stacked(labels: Sequence[str], parts: Mapping[str, Sequence[float]], hover: str) -> list[Trace]:
+    """Return horizontal stacked bars, told apart by colour and by pattern; a part without any value is left out."""
+    drawn = [(i, name, values) for i, (name, values) in enumerate(parts.items()) if any(values)]
+    return [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": list(labels),
+            "x": [short(value) for value in values],
+            "marker": fill(i),
+            "hovertemplate": f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
+        }
+        for i, name, values in drawn
+    ]
+
+
+def fill(index: int) -> dict[str, Any]:
+    """Return the colour and pattern of the part `index`."""
+    colour, pattern = PALETTE[index % len(PALETTE)], PATTERNS[index % len(PATTERNS)]
+    line = {"width": 0.5, "color": "rgba(128,128,128,0.6)"}
+    if not pattern:
+        return {"color": colour, "line": line}
+    drawn = {"shape": pattern, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.65)", "size": 6, "solidity": 0.25}
+    return {"color": colour, "line": line, "pattern": drawn}
+
+
+def short(value: float) -> float:
+    """Keep six significant digits: more than a pixel shows, and a third of the page's size."""
+    return float(f"{value:.6g}")
+
+
+def script_json(data: object) -> str:
+    """Return `data` as JSON that can stand inside <script> whatever text it holds."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def inert(data: object, *, markup: bool = False) -> Any:  # noqa: ANN401: mirrors its argument
+    """Escape every text of a Plotly figure, which Plotly would read as markup; only templates are ours and stay."""
+    if isinstance(data, Mapping):
+        return {key: inert(value, markup=str(key).endswith("template")) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [inert(value, markup=markup) for value in data]
+    return escape(data, quote=False) if isinstance(data, str) and not markup else data

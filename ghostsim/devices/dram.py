@@ -14,7 +14,6 @@ from ghostsim.config.hardware import Dram, Memory, cycles
 from ghostsim.devices.leg import Leg
 from ghostsim.engine.network import Network
 from ghostsim.timing import dram
-from ghostsim.timing.cache import cached
 from ghostsim.timing.dram import Pattern
 from ghostsim.timing.dram_timing import DramTiming
 
@@ -61,26 +60,20 @@ def timing_of(part: Dram) -> DramTiming:
 
 
 def channel_bandwidth(part: Dram, pattern: Pattern) -> float:
-    """Return what one channel gives a pattern at saturation, bytes/s, from the bank model (cached on disk)."""
-    timing, geometry = timing_of(part), part.geometry
-
-    def compute() -> float:
-        return dram.saturated_bandwidth(
-            timing, pattern, outstanding=_OUTSTANDING, read_queue=geometry.read_queue, write_queue=geometry.write_queue
-        )
-
-    key = {
-        "probe": "bandwidth", "timing": vars(timing), "pattern": vars(pattern), "outstanding": _OUTSTANDING,
-        "read_queue": geometry.read_queue, "write_queue": geometry.write_queue,
-    }  # fmt: skip
-    return float(cached(key, compute))
+    """Return what one channel gives a pattern at saturation, bytes/s, from the bank model."""
+    geometry = part.geometry
+    return dram.saturated_bandwidth(
+        timing_of(part),
+        pattern,
+        outstanding=_OUTSTANDING,
+        read_queue=geometry.read_queue,
+        write_queue=geometry.write_queue,
+    )
 
 
 def idle_latency_ps(part: Dram) -> int:
     """Return the unloaded latency of one line, from the controller's queue to data."""
-    timing = timing_of(part)
-    key = {"probe": "idle_latency", "timing": vars(timing)}
-    return round(float(cached(key, lambda: dram.idle_latency_ns(timing))) * _PS_PER_NS)
+    return round(dram.idle_latency_ns(timing_of(part)) * _PS_PER_NS)
 
 
 def _record_size(piece_bytes: float) -> int:

@@ -1,0 +1,49 @@
+"""The host: its memory, and the root complex between devices below it."""
+
+import pytest
+from rig import PS, Rig, alone_ps, part
+
+from ghostsim.devices.host_cpu import HostCpuDevice
+from ghostsim.devices.leg import join
+
+XEON = part("xeon_spr_8ch")
+GB = 10**9
+
+
+def host(rig):
+    return HostCpuDevice(rig.network, "host0", XEON)
+
+
+def test_a_line_takes_what_was_measured():
+    """110 ns idle load-to-use on this socket (Mess)."""
+    assert alone_ps(lambda rig: host(rig).read(64, 1), 64) == pytest.approx(110_000, rel=0.03)
+
+
+def test_long_reads_reach_what_was_measured():
+    assert 10 * GB / alone_ps(lambda rig: host(rig).read(8192, 10**6), 10 * GB) * PS == pytest.approx(267.4e9, rel=0.02)
+
+
+def test_passing_the_root_complex_takes_half_a_round_trip():
+    assert alone_ps(lambda rig: host(rig).carry(), 26) == 50_000 + 1000
+
+
+def test_root_complex_passes_26_gb_a_second():
+    assert 26 * GB / alone_ps(lambda rig: host(rig).carry(), 26 * GB) * PS == pytest.approx(26e9, rel=1e-6)
+
+
+def test_root_complex_is_shared_by_all_devices_below_it():
+    rig = Rig()
+    machine = rig.machine()
+    for name in ("cxl_exp0", "cxl_exp1", "ssd0"):
+        rig.flow(name, machine.routes[name].carry(4096), GB)
+    ends = rig.run()
+    assert 3 * GB / max(ends.values()) * PS == pytest.approx(26e9, rel=0.001)
+
+
+def test_host_memory_is_not_behind_the_root_complex():
+    rig = Rig()
+    machine = rig.machine()
+    leg = join([machine.routes["host0"].carry(4096), machine.devices["host0"].read(4096, 10**6)])
+    rig.flow("only", leg, 10 * GB)
+    assert 10 * GB / rig.run()["only"] * PS > 50e9
+    assert rig.units(machine.devices["host0"].root_complex) == 0

@@ -1,0 +1,96 @@
+"""Links and switches: framing, measured caps, directions, and what requesters share."""
+
+import math
+
+import pytest
+from rig import PS, Rig, alone_ps, part, platform
+
+from ghostsim.devices.link import LinkDevice, SwitchDevice, data_bandwidth
+
+GB = 10**9
+LINKS = platform().links
+
+
+def link(name, piece=4096, *, write=False):
+    return lambda rig: LinkDevice(rig.network, name, LINKS[name]).carry(piece, write=write)
+
+
+def test_the_first_byte_takes_the_latency_of_the_link():
+    assert alone_ps(link("cxl0"), 64) == pytest.approx(35_000 + 64 / (64e9 * 16 / 8) * PS, rel=0.01)
+
+
+def test_pcie_reaches_what_was_measured():
+    rate = 10 * GB / alone_ps(link("pcie0"), 10 * GB) * PS
+    assert 54e9 < rate <= 55.4e9
+
+
+def test_pcie_pays_for_tlps():
+    """20 B of header and framing on each 64 B completion, 16 + 8 B for the request, 9.8 % of link-layer traffic."""
+    raw = 32e9 * 16 / 8 * 128 / 130 * 0.902
+    assert data_bandwidth(LINKS["pcie0"], 64) == pytest.approx(raw * 64 / (64 + 20), rel=0.001)
+
+
+def test_cxl3_pays_for_flits():
+    """A 256 B flit holds 15 slots of 16 B; a line takes four and a third of a header slot."""
+    lines = min(15 / (4 + 1 / 3), 14 / 4)
+    assert data_bandwidth(LINKS["cxl0"], 4096) == pytest.approx(128e9 * lines * 64 / 256, rel=0.02)
+
+
+def test_cxl2_pays_for_flits():
+    cxl2 = platform("h100_cxl2_pool").links["cxl1"]
+    wire = 32e9 * 8 / 8 * 128 / 130
+    assert data_bandwidth(cxl2, 4096) == pytest.approx(wire * 4 / (4 + 1 / 3) * 64 / 68, rel=0.02)
+
+
+def test_a_link_without_packets_keeps_what_its_line_code_leaves():
+    bus = LINKS["ddr_pim0"]
+    assert data_bandwidth(bus, 4096) == 2400e6 * 256 / 8
+
+
+@pytest.mark.parametrize("name", sorted(LINKS))
+def test_small_pieces_are_never_faster(name):
+    rates = [data_bandwidth(LINKS[name], piece) for piece in (64, 256, 512, 4096)]
+    assert rates == sorted(rates)
+    assert rates[-1] <= LINKS[name].raw
+
+
+def test_two_transfers_share_a_direction():
+    rig = Rig()
+    shared = link("cxl0")(rig)
+    rig.flow("a", shared, GB)
+    rig.flow("b", shared, GB)
+    alone = alone_ps(link("cxl0"), GB)
+    assert rig.run()["b"] == pytest.approx(2 * alone - shared.latency_ps, abs=2)
+
+
+def test_directions_do_not_share():
+    rig = Rig()
+    device = LinkDevice(rig.network, "cxl0", LINKS["cxl0"])
+    rig.flow("up", device.carry(4096), GB)
+    rig.flow("down", device.carry(4096, write=True), GB)
+    ends = rig.run()
+    assert ends["up"] == alone_ps(link("cxl0"), GB)
+    assert ends["down"] == alone_ps(link("cxl0", write=True), GB)
+
+
+def test_link_is_busy_for_bytes_times_cost():
+    rig = Rig()
+    device = LinkDevice(rig.network, "cxl0", LINKS["cxl0"])
+    leg = device.carry(4096)
+    rig.flow("only", leg, GB)
+    rig.run()
+    assert rig.units(device.up) == pytest.approx(GB * leg.costs[0][1], rel=1e-9)
+    assert math.isclose(rig.probe.utilisation()["cxl0"], 1.0, rel_tol=1e-3)
+
+
+def test_a_switch_adds_its_hop():
+    switch = part("cxl3_switch")
+    assert alone_ps(lambda rig: SwitchDevice(rig.network, "s", switch).carry(), 1000) == 100_000 + 1000
+
+
+def test_a_switch_passes_its_bandwidth_to_all_together():
+    rig = Rig()
+    leg = SwitchDevice(rig.network, "s", part("cxl3_switch")).carry()
+    for name in range(4):
+        rig.flow(name, leg, GB)
+    assert 4 * GB / (rig.run()[3] - leg.latency_ps) * PS == pytest.approx(1e12, rel=1e-6)

@@ -85,7 +85,7 @@ def run(
     folder = out or default_out(loaded.scenario.name)
     say = _progress(quiet=quiet)
     with staged(folder, force=force) as temporary:
-        result = simulate(loaded.scenario, _base_of(scenario), jobs, say)
+        result = simulate(loaded.scenario, _base_of(scenario), jobs, say, loaded.at)
         say("write the report")
         write_run(temporary, result, loaded, sys.argv)
         write_report(temporary)
@@ -245,12 +245,14 @@ def validate(
 ) -> None:
     """Check files (or bundled names) of any kind, scenarios down to capacities and traces."""
     from ghostsim.config.load import load_any
+    from ghostsim.simulation import check
 
     errors: list[GhostsimError] = []
     for name in files:
         try:
             loaded = load_any(name, sets)
-            _validate_deeply(name, loaded.kind, loaded.value)
+            if loaded.kind == "scenario":
+                check(loaded.value, _base_of(name), loaded.at)
         except GhostsimError as error:
             errors.append(error)
             _tell(str(error))
@@ -259,13 +261,6 @@ def validate(
                 _tell(f"{name}: {loaded.kind} is valid")
     if errors:
         raise typer.Exit(errors[0].exit_code)
-
-
-def _validate_deeply(name: str, kind: str, value: Any) -> None:  # noqa: ANN401  (any configuration model)
-    if kind == "scenario":
-        from ghostsim.simulation import check
-
-        check(value, _base_of(name))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
-from ghostsim.errors import ConfigError
+from ghostsim.errors import ConfigError, Location, TraceError
 from ghostsim.metrics.collect import Record, compare, run_metrics
 from ghostsim.metrics.quality import quality
 from ghostsim.pipeline.binding import Binder
@@ -34,6 +34,7 @@ from ghostsim.trace.format import Trace, open_trace
 _BINS = 400
 _FIRST_BIN_PS = 1_000_000
 Progress = Callable[[str], None]
+Where = Callable[..., Location | None]
 
 
 @dataclass
@@ -60,7 +61,13 @@ class Result:
     counters: Counters = field(default_factory=Counters)
 
 
-def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progress: Progress | None = None) -> Result:
+def simulate(
+    scenario: Scenario,
+    base: Path | None = None,
+    jobs: int = 0,
+    progress: Progress | None = None,
+    where: Where | None = None,
+) -> Result:
     """Run all runs of a scenario.
 
     Parameters
@@ -73,6 +80,8 @@ def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progre
         Processes for policy evaluation, 0 for as many as there are cores (at most 4).
     progress
         Called with a line about what is being done.
+    where
+        Says where a field of the scenario was written, for errors.
 
     Raises
     ------
@@ -80,10 +89,13 @@ def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progre
         If something does not fit: a tier overflows, a filter has no device, a trace is too short.
     """
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
-    traces = {name: open_trace(name, base) for run in scenario.runs.values() for name in run.workload.trace}
+    at = where or (lambda *_: None)
+    traces = _open_traces(scenario, base, at)
     models = {label: _charged_model(run, traces) for label, run in scenario.runs.items()}
-    prints = {label: _fit(label, run, models[label], traces) for label, run in scenario.runs.items()}
-    workloads = _workloads(scenario, models, prints, traces)
+    prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
+    for label, run in scenario.runs.items():
+        _check_filter(label, run, at)
+    workloads = _workloads(scenario, models, prints, traces, at)
     selections = _select(scenario, workloads, jobs, say)
     recorded = _recorded_loss(scenario, workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
@@ -111,12 +123,27 @@ def simulate(scenario: Scenario, base: Path | None = None, jobs: int = 0, progre
     return Result(metrics, records, workloads, _notes(scenario, models, prints), recorded, counters)
 
 
-def check(scenario: Scenario, base: Path | None = None) -> None:
+def check(scenario: Scenario, base: Path | None = None, where: Where | None = None) -> None:
     """Raise what `simulate` would raise before time starts: traces, capacities, filters, tiers."""
-    traces = {name: open_trace(name, base) for run in scenario.runs.values() for name in run.workload.trace}
+    at = where or (lambda *_: None)
+    traces = _open_traces(scenario, base, at)
+    models = {label: _charged_model(run, traces) for label, run in scenario.runs.items()}
+    prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
     for label, run in scenario.runs.items():
-        _fit(label, run, _charged_model(run, traces), traces)
-        _check_filter(label, run)
+        _check_filter(label, run, at)
+    _workloads(scenario, models, prints, traces, at)
+
+
+def _open_traces(scenario: Scenario, base: Path | None, at: Where) -> dict[str, Trace]:
+    """Open every trace that a run names."""
+    traces: dict[str, Trace] = {}
+    for label, run in scenario.runs.items():
+        for name in run.workload.trace:
+            try:
+                traces[name] = traces.get(name) or open_trace(name, base)
+            except TraceError as error:
+                raise TraceError(f"workload.trace: {error}", at("runs", label, "workload", "trace")) from None
+    return traces
 
 
 def _charged_model(run: Run, traces: Mapping[str, Trace]) -> Model:
@@ -134,32 +161,39 @@ def _context(run: Run, traces: Mapping[str, Trace]) -> tuple[int, int]:
     return run.workload.context or first.prompt_len, run.workload.steps or first.steps
 
 
-def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace]) -> Footprint:
+def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace], at: Where) -> Footprint:
     context, steps = _context(run, traces)
+    place_of = at("runs", label, "workload", "batch")
     if run.workload.batch == "fits":
         batch = largest_batch(run, model, context + steps)
         if not batch:
-            raise ConfigError(f"runs.{label}.workload.batch: found fits, expected room for at least one request; "
-                              f"{footprint(run, model, context + steps, 1).overflow(run.platform)}")  # fmt: skip
+            small = footprint(run, model, context + steps, 1).overflow(run.platform)
+            raise ConfigError(
+                f"runs.{label}.workload.batch: found fits, expected room for one request; {small}", place_of
+            )
         return footprint(run, model, context + steps, batch)
     needed = footprint(run, model, context + steps, run.workload.batch)
     overflow = needed.overflow(run.platform)
     if overflow:
-        raise ConfigError(f"runs.{label}: {overflow}, e.g. a smaller workload.batch or batch: fits")
+        raise ConfigError(f"runs.{label}: {overflow}, e.g. a smaller workload.batch or batch: fits", place_of)
     return needed
 
 
-def _check_filter(label: str, run: Run) -> None:
+def _check_filter(label: str, run: Run, at: Where) -> None:
     machine = _machine(run)[0]
     stages = index_stages(run.policy, run.model.head_dim)
     try:
         Binder(machine, run.model, _placement(run), stages, 1)
     except ConfigError as error:
-        raise ConfigError(f"runs.{label}: {error}") from None
+        raise ConfigError(f"runs.{label}: {error}", at("runs", label)) from None
 
 
 def _workloads(
-    scenario: Scenario, models: Mapping[str, Model], prints: Mapping[str, Footprint], traces: Mapping[str, Trace]
+    scenario: Scenario,
+    models: Mapping[str, Model],
+    prints: Mapping[str, Footprint],
+    traces: Mapping[str, Trace],
+    at: Where,
 ) -> dict[str, Workload]:
     """Compose one workload for all runs that differ in nothing but the batch; each takes its first requests."""
     keys = {label: _workload_key(run, models[label]) for label, run in scenario.runs.items()}
@@ -170,7 +204,10 @@ def _workloads(
     for label, run in scenario.runs.items():
         key = keys[label]
         if key not in composed:
-            composed[key] = _compose(run, models[label], largest[key], traces, scenario.seed)
+            try:
+                composed[key] = _compose(run, models[label], largest[key], traces, scenario.seed)
+            except ConfigError as error:
+                raise ConfigError(f"runs.{label}.workload: {error}", at("runs", label, "workload")) from None
     return {label: composed[key] for label, key in keys.items()}
 
 

@@ -22,7 +22,7 @@ _LONGEST_RECORD = 4096
 _SHORTEST_RECORD = 64
 _PS_PER_NS = 1000
 _MOST_RECORDS = 17
-"""Bits of a number of records from which on channels are even."""
+"""Exponent of the number of records from which on channels are even."""
 
 
 def timing_of(part: Dram) -> DramTiming:
@@ -72,8 +72,14 @@ def channel_bandwidth(part: Dram, pattern: Pattern) -> float:
 
 
 def idle_latency_ps(part: Dram) -> int:
-    """Return the unloaded latency of one line, from the controller's queue to data."""
-    return round(dram.idle_latency_ns(timing_of(part)) * _PS_PER_NS)
+    """Return the mean latency of random lines, one at a time, from the controller's queue to data."""
+    mean_ns, _ = dram.loaded_latency(timing_of(part), Pattern("random", _SHORTEST_RECORD, 1.0), None)
+    return round(mean_ns * _PS_PER_NS)
+
+
+def octave(records: int) -> int:
+    """Return the power of two that is nearest to a number of records, as its exponent."""
+    return min(_MOST_RECORDS, round(math.log2(max(1, records))))
 
 
 def _record_size(piece_bytes: float) -> int:
@@ -114,14 +120,14 @@ class DramMedia:
         """
         if piece_bytes > _LONGEST_RECORD:
             return self.stream(1.0 if write else 0.0)
-        return self._gather_of(piece_bytes, min(_MOST_RECORDS, max(1, records).bit_length()), write)
+        return self._gather_of(piece_bytes, octave(records), write)
 
-    def _gather(self, piece_bytes: float, bits: int, write: bool) -> Leg:
+    def _gather(self, piece_bytes: float, exponent: int, write: bool) -> Leg:
         access = self.part.geometry.access_bytes
         moved = math.ceil(piece_bytes / access) * access / piece_bytes
         read_share = 0.0 if write else 1.0
         reached = self.bandwidth(Pattern("random", _record_size(piece_bytes), read_share))
-        reached /= dram.channel_imbalance(2**bits, self.memory.channels)
+        reached /= dram.channel_imbalance(2**exponent, self.memory.channels)
         (_, stream_cost), *_ = self.stream(1.0 - read_share).costs
         activations = (self.activations, moved * self.activation_rate / reached)
         return Leg(((self.bus, moved * stream_cost), activations), self.latency_ps)

@@ -33,7 +33,8 @@ class NvmeDevice:
     def _access(self, piece_bytes: float, array_ps: int) -> Leg:
         pages = math.ceil(piece_bytes / self.part.page) / piece_bytes
         commands = max(1.0, piece_bytes / _LARGEST_COMMAND) / piece_bytes
-        latency_ps = array_ps + self.part.overhead
+        channel_ps = round(self.part.page / self.part.channel_bandwidth * _PS_PER_S)
+        latency_ps = array_ps + channel_ps + self.part.overhead
         costs = (
             (self.commands, commands),
             (self.dies, pages * array_ps / _PS_PER_S),

@@ -13,6 +13,7 @@ from typing import cast
 
 from ghostsim.config.model import Model
 from ghostsim.devices.cxl_expander import CxlExpanderDevice
+from ghostsim.devices.dram import octave
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
@@ -210,7 +211,7 @@ class Binder:
         return Bound(make, f"{self.placement.kv_tier} fetch", _shares(sites))
 
     def _fetch(self, site: _Site, row: Row, piece: int, *, copied: bool) -> Job:
-        flow_class, latency_ps = self._fetch_class(site, piece, _octave(site.share(row.runs)), copied)
+        flow_class, latency_ps = self._fetch_class(site, piece, 1 << octave(site.share(row.runs)), copied)
         return Job(latency_ps, (Part(flow_class, site.share(row.nbytes)),))
 
     def _new_fetch_class(self, site: _Site, piece: int, records: int, copied: bool) -> tuple[FlowClass, int]:
@@ -229,7 +230,7 @@ class Binder:
         return Bound(make, f"{tier} write", _shares(sites))
 
     def _store(self, site: _Site, row: Row, piece: int) -> Job:
-        flow_class, latency_ps = self._store_class(site, piece, _octave(site.share(row.runs)))
+        flow_class, latency_ps = self._store_class(site, piece, 1 << octave(site.share(row.runs)))
         return Job(latency_ps, (Part(flow_class, site.share(row.nbytes)),))
 
     def _new_store_class(self, site: _Site, piece: int, records: int) -> tuple[FlowClass, int]:
@@ -247,11 +248,6 @@ def _scan_at(site: _Site, stage: IndexStage, q_per_kv: int, row: Row) -> Job:
         macs_per_byte = stage.macs * q_per_kv / stage.record_bytes
         return device.filter.scan(nbytes, macs_per_byte)
     raise ConfigError(f"found a filter at {site.name}, expected a device that has one: a CXL expander or UPMEM")
-
-
-def _octave(records: int) -> int:
-    """Round a number of records up to a power of two."""
-    return int(2 ** max(1, records).bit_length())
 
 
 def _together(jobs: Sequence[Job]) -> Job:

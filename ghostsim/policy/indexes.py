@@ -33,6 +33,7 @@ from ghostsim.trace.compose import Head
 _ROWS = 4096
 _SEED = 0
 _FIT_ROWS = 16384
+_BEYOND_FP16 = 1e12
 
 Claim = Literal["score", "logits", "cosine"]
 
@@ -68,7 +69,7 @@ def rounded_up(norms: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
     """Round non-negative norms up to fp16; beyond its range they become infinite."""
     with np.errstate(over="ignore"):
         half = norms.astype(np.float16)
-    return np.where(half.astype(norms.dtype) < norms, np.nextafter(half, np.float16(np.inf)), half)
+        return np.where(half.astype(norms.dtype) < norms, np.nextafter(half, np.float16(np.inf)), half)
 
 
 def unit_roundoff(terms: int, dtype: npt.DTypeLike) -> float:
@@ -112,8 +113,8 @@ def _norms(rows: Array) -> Array:
 
 
 def _finite(column: npt.NDArray[np.float16], dtype: npt.DTypeLike) -> Array:
-    """Return stored norms with an infinite one as the largest fp32: 0 * inf would be no bound at all."""
-    return np.asarray(np.nan_to_num(column.astype(dtype), posinf=float(np.finfo(np.float32).max)))
+    """Return stored norms with an infinite one as a number beyond all fp16 vectors: 0 * inf would be no bound."""
+    return np.asarray(np.nan_to_num(column.astype(dtype), posinf=_BEYOND_FP16))
 
 
 def build_qkeys(keys: Array, fit: slice, bits: int) -> TokenIndex:

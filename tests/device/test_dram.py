@@ -16,12 +16,11 @@ def media(rig):
     return DramMedia(rig.network, "m", HOST)
 
 
-def test_one_line_takes_the_latency_and_its_bus_time():
-    clock_ps = timing_of(HOST.dram).tCK_ps
+def test_one_line_finds_its_row_closed_or_another_one_open():
     timing = timing_of(HOST.dram)
-    first_data = (timing.nRCD_RD + timing.nCL + timing.nBL) * clock_ps
-    took = alone_ps(lambda rig: media(rig).stream(), 64)
-    assert took == pytest.approx(HOST.latency + first_data + 64 / (0.956 * 8 * 34.95e9) * PS, rel=0.01)
+    closed = (timing.nRCD_RD + timing.nCL + timing.nBL) * timing.tCK_ps
+    conflict = closed + timing.nRP * timing.tCK_ps
+    assert HOST.latency + closed < alone_ps(lambda rig: media(rig).gather(64, 1), 64) < HOST.latency + conflict
 
 
 def test_idle_latency_of_a_ddr5_line_is_near_the_measured_43_ns():
@@ -105,15 +104,3 @@ def test_requesters_share_by_what_they_keep_outstanding():
     rig.flow("small", leg, GB, weight=1.0)
     ends = rig.run()
     assert ends["big"] == pytest.approx(ends["small"], abs=2)
-
-
-def test_gather_and_stream_meet_on_the_bus_only():
-    """Scattered 64 B records leave bus time to a stream: both together end before one after the other."""
-    rig = Rig()
-    memory = media(rig)
-    rig.flow("gather", memory.gather(64, 10**7), GB)
-    rig.flow("stream", memory.stream(), 5 * GB)
-    both = max(rig.run().values())
-    one = alone_ps(lambda rig: media(rig).gather(64, 10**7), GB)
-    other = alone_ps(lambda rig: media(rig).stream(), 5 * GB)
-    assert max(one, other) < both < 0.9 * (one + other)

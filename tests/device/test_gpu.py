@@ -5,6 +5,7 @@ from rig import PS, Rig, alone_ps, part
 
 from ghostsim.config.load import load_model
 from ghostsim.devices.gpu import GpuDevice
+from ghostsim.devices.gpu_arch import gemm_params
 from ghostsim.devices.leg import Leg
 from ghostsim.timing.gpu_kernels import GemmShape, gemm_us
 
@@ -46,7 +47,7 @@ def test_a_large_gemm_is_limited_by_the_tensor_cores():
 @pytest.mark.parametrize("m", [1, 8, 64, 512, 4096])
 def test_gemm_device_agrees_with_the_kernel_model(m):
     device = gpu(Rig())
-    expected = gemm_us(device.spec, device.arch.gemm["dense"], GemmShape(m, 28672, 4096, 2))
+    expected = gemm_us(device.spec, gemm_params(H100.architecture), GemmShape(m, 28672, 4096, 2))
     # The plan charges weights alone; activations are the rest of the kernel's bytes.
     assert alone_ps(lambda rig: gemm(rig, m)) == pytest.approx(expected * 1e6, rel=0.03 if m <= 64 else 0.1)
 

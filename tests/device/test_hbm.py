@@ -60,3 +60,16 @@ def test_two_kernels_share_the_bus():
     rig.flow("a", leg, GB)
     rig.flow("b", leg, GB)
     assert rig.run()["b"] == pytest.approx(2 * GB / 3.2e12 * PS, rel=1e-6)
+
+
+def test_gather_and_stream_meet_on_the_bus_only():
+    """Scattered 64 B records wait for rows and leave bus time to a stream: together they beat one after the other."""
+    rig = Rig()
+    memory = hbm(rig)
+    rig.flow("gather", memory.gather(64, 10**7), 2 * GB)
+    rig.flow("stream", memory.stream(), GB)
+    both = max(rig.run().values())
+    one = alone_ps(lambda rig: hbm(rig).gather(64, 10**7), 2 * GB)
+    other = alone_ps(lambda rig: hbm(rig).stream(), GB)
+    assert one < both * 1.001
+    assert both < 0.9 * (one + other)

@@ -34,7 +34,7 @@ def test_root_complex_passes_26_gb_a_second():
 def test_root_complex_is_shared_by_all_devices_below_it():
     rig = Rig()
     machine = rig.machine()
-    for name in ("cxl_exp0", "cxl_exp1", "ssd0"):
+    for name in ("cxl_exp0", "cxl_exp1", "upmem0"):
         rig.flow(name, machine.routes[name].carry(4096), GB)
     ends = rig.run()
     assert 3 * GB / max(ends.values()) * PS == pytest.approx(26e9, rel=0.001)

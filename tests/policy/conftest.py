@@ -22,7 +22,7 @@ def shipped() -> dict[str, Policy]:
     return {file.stem: Policy.model_validate(yaml.safe_load(file.read_text())) for file in files}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_policy() -> Callable[..., Policy]:
     """Build a policy from its READ and KEEP mappings."""
 
@@ -59,7 +59,9 @@ def cut(natural: Workload) -> Callable[..., Head]:
     return make
 
 
-def random_head(rng: np.random.Generator, tokens: int, steps: int, dims: int, spread: float, dtype: type = np.float64) -> Head:
+def random_head(
+    rng: np.random.Generator, tokens: int, steps: int, dims: int, spread: float, dtype: type = np.float64
+) -> Head:
     """Return a head of Gaussian keys and queries."""
     keys = rng.standard_normal((tokens + steps, dims)) * spread
     return Head(
@@ -78,7 +80,7 @@ def random_head(rng: np.random.Generator, tokens: int, steps: int, dims: int, sp
     )
 
 
-@pytest.fixture(name="random_head")
+@pytest.fixture(scope="session", name="random_head")
 def _random_head() -> Callable[..., Head]:
     return random_head
 

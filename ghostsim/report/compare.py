@@ -1,0 +1,95 @@
+"""Sets run folders side by side: their outcomes, and what differs in their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ghostsim.report.figure import Figure, Table, View, axis, fill, plot, rows_axis, short
+from ghostsim.report.store import RunFolder
+from ghostsim.report.verdict import Verdict, limit
+from ghostsim.report.words import number, share
+
+_MOST_DIFFERENCES = 200
+_UNSAID = ("source", "confidence", "summary")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the compare page shows."""
+
+    names: Sequence[str]
+    verdicts: Sequence[Verdict]
+    differences: Table
+    omitted: int
+    figures: list[Figure]
+
+
+def comparison(runs: Sequence[RunFolder], verdicts: Sequence[Verdict]) -> Comparison:
+    """Return the comparison of run folders, named by their folders."""
+    names = _names(runs)
+    flat = [dict(_leaves(run.config)) for run in runs]
+    paths = list(dict.fromkeys(path for leaves in flat for path in leaves))
+    differing = [path for path in paths if len({leaves.get(path, "–") for leaves in flat}) > 1]
+    rows = [[path, *(leaves.get(path, "–") for leaves in flat)] for path in differing[:_MOST_DIFFERENCES]]
+    figures = [_figure(runs, names, "tokens_per_s"), _figure(runs, names, "p95")]
+    return Comparison(names, verdicts, Table(["Setting", *names], rows), max(0, len(differing) - len(rows)), figures)
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    """Name each folder by its last part, numbered where two are called the same."""
+    plain = [run.path.resolve().name for run in runs]
+    return [name if plain.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(plain, start=1)]
+
+
+def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every setting by its dotted path; a sourced number counts as its value."""
+    if isinstance(node, Mapping) and "value" not in node:
+        for key, value in node.items():
+            if key not in _UNSAID:
+                yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{path}.{index}")
+    else:
+        yield path, str(node["value"] if isinstance(node, Mapping) else node)
+
+
+_MEASURES = {
+    "tokens_per_s": ("compare-throughput", "Tokens per second", "Tokens per second of the whole batch", "Longer is better."),
+    "p95": ("compare-latency", "Step latency, p95", "Step latency p95, ms", "Shorter is better."),
+}
+
+
+def _value(run: Mapping[str, Any], measure: str) -> float:
+    return float(run["tokens_per_s"] if measure == "tokens_per_s" else run["step_ms"][measure])
+
+
+def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Figure:
+    key, title, across, caption = _MEASURES[measure]
+    labels = list(dict.fromkeys(label for run in runs for label in run.metrics["runs"]))
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": labels,
+            "x": [short(_value(found[label], measure)) if label in found else None for label in labels],
+            "marker": fill(index),
+            "hovertemplate": "%{y}, %{fullData.name}: %{x:.4~g}<extra></extra>",
+        }
+        for index, (name, found) in enumerate((name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True))
+    ]
+    height = 120 + (14 + 16 * len(runs)) * len(labels)
+    drawn = plot(traces, height, barmode="group", xaxis=axis(f"{across} (log)", type="log"), yaxis=rows_axis(labels))
+    rows = [_row(name, label, each) for name, run in zip(names, runs, strict=True) for label, each in run.metrics["runs"].items()]
+    header = ["Folder", "Run", "Batch", "Tokens/s", "p50, ms", "p95, ms", "Lost mass max", "Limit"]
+    return Figure(key, title, f"{caption} The axis is logarithmic.", [View("", drawn)], Table(header, rows))
+
+
+def _row(name: str, label: str, each: Mapping[str, Any]) -> list[str]:
+    busiest = limit(each)
+    figures = [number(each["tokens_per_s"]), number(each["step_ms"]["p50"]), number(each["step_ms"]["p95"])]
+    lost = share(each["quality"]["lost_mass"]["max"])
+    return [name, label, str(each["batch"]), *figures, lost, f"{busiest[0]} {share(busiest[1])}" if busiest else "–"]

@@ -1,0 +1,176 @@
+"""Figures of the hardware: utilisation, its course over time, energy and capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ghostsim.export.timeline import Counter
+from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
+from ghostsim.report.figures_time import row_height
+from ghostsim.report.store import RunFolder
+from ghostsim.report.topology import bandwidths
+from ghostsim.report.verdict import Runs
+from ghostsim.report.words import number, share, size
+
+_IDLE = 0.01
+_MOST_PANELS = 8
+_MOST_POINTS = 300
+
+
+def utilisation(run: RunFolder) -> Figure:
+    """How busy every resource was, run by run."""
+    runs = run.metrics["runs"]
+    names = list(dict.fromkeys(name for each in runs.values() for name in each["utilisation"]))
+    used = [name for name in names if max(_busy(each, name) for each in runs.values()) >= _IDLE] or names[:1]
+    values = [[short(_busy(each, name) * 100) for each in runs.values()] for name in used]
+    heat: Trace = {
+        "type": "heatmap",
+        "x": list(runs),
+        "y": used,
+        "z": values,
+        "text": [[f"{value:.0f}" if value >= 1 else "" for value in row] for row in values],
+        "texttemplate": "%{text}",
+        "zmin": 0,
+        "zmax": 100,
+        "colorscale": [[0, "#eef2f7"], [0.5, "#6fa8d6"], [1, "#08306b"]],
+        "colorbar": {"title": {"text": "busy, %"}, "thickness": 12},
+        "xgap": 2,
+        "ygap": 2,
+        "hovertemplate": "%{x}, %{y}: %{z:.3~g} %<extra></extra>",
+    }
+    across = {"type": "category", "side": "top", "automargin": True, "title": {"text": ""}, "tickangle": -35}
+    drawn = plot([heat], 170 + 26 * len(used), xaxis=across, yaxis=rows_axis(used))
+    rows = [[name, *(share(_busy(each, name)) for each in runs.values())] for name in names]
+    caption = (
+        "Mean over the run, in percent. The highest number of a column is the limit of that run; where none is near "
+        "100, the step waits for latencies or for one thing after another. A name says device or link, then its part; "
+        "links end in .down towards the device. Resources under 1 % everywhere are only in the table."
+    )
+    return Figure("utilisation", "How busy each resource is", caption, [View("", drawn)], Table(["Resource", *runs], rows))
+
+
+def _busy(each: Mapping[str, Any], name: str) -> float:
+    return float(each["utilisation"].get(name, 0.0))
+
+
+def over_time(run: RunFolder, chosen: str) -> Figure | None:
+    """Utilisation of the busiest resources of a run over time."""
+    by_label: dict[str, list[Counter]] = {}
+    for each in run.timeline.counters:
+        by_label.setdefault(each.label, []).append(each)
+    if not by_label:
+        return None
+    capacity = bandwidths(run.config)
+    views, rows = [], []
+    for label, counters in by_label.items():
+        busiest = sorted(counters, key=lambda one: -float(np.mean(one.values or [0.0])))[:_MOST_PANELS]
+        shown = [each for each in busiest if max(each.values, default=0.0) >= _IDLE] or busiest[:1]
+        views.append(View(label, _panels(shown, capacity)))
+        rows += [_counter_row(each, _capacity(each, capacity)) for each in shown]
+    labels = list(by_label)
+    table = Table(["Run", "Resource", "Mean", "Lowest bin", "Highest bin", "100 % is", "Mean bandwidth"], rows)
+    caption = (
+        "Each panel is one resource from 0 to 100 % busy; the right-hand note says what 100 % is, so a panel reads as "
+        "bandwidth too. Flat and full is a bottleneck; teeth are phases that do not overlap."
+    )
+    chosen_index = labels.index(chosen) if chosen in labels else 0
+    return Figure("over-time", "Bandwidth and utilisation over time", caption, views, table, chosen_index, "run")
+
+
+def _capacity(counter: Counter, known: Mapping[str, float]) -> float | None:
+    stated = counter.args.get("capacity_bytes_per_s")
+    return float(stated) if isinstance(stated, int | float) else known.get(counter.resource)
+
+
+def _panels(counters: Sequence[Counter], known: Mapping[str, float]) -> dict[str, Any]:
+    """Small multiples on one time axis, the busiest on top."""
+    layout: dict[str, Any] = {"showlegend": False, "annotations": []}
+    traces: list[Trace] = []
+    height = 1 / len(counters)
+    for row, counter in enumerate(counters):
+        suffix = "" if row == 0 else str(row + 1)
+        top = 1 - row * height
+        domain = [max(0.0, top - height * 0.72), top - height * 0.08]
+        layout[f"yaxis{suffix}"] = axis("%", domain=domain, range=[0, 104], tickvals=[0, 50, 100])
+        layout["annotations"] += _notes(counter, _capacity(counter, known), domain[1])
+        traces.append(_area(counter, f"y{suffix}"))
+    layout["xaxis"] = axis("Time since the run began, ms", anchor="free", position=0)
+    return plot(traces, 90 + 88 * len(counters), margin={"l": 8, "r": 12, "t": 24, "b": 8}, **layout)
+
+
+def _notes(counter: Counter, capacity: float | None, y: float) -> list[dict[str, Any]]:
+    common = {"xref": "paper", "yref": "paper", "y": y, "yanchor": "bottom", "showarrow": False, "font": {"size": 12}}
+    notes = [common | {"text": counter.resource, "x": 0, "xanchor": "left"}]
+    if capacity:
+        notes.append(common | {"text": f"100 % is {size(capacity)}/s", "x": 1, "xanchor": "right"})
+    return notes
+
+
+def _area(counter: Counter, yaxis: str) -> Trace:
+    per_point = max(1, -(-len(counter.values) // _MOST_POINTS))
+    values = np.asarray(counter.values, dtype=np.float64)
+    padded = np.pad(values, (0, -len(values) % per_point), mode="edge").reshape(-1, per_point).mean(axis=1)
+    step_ms = counter.bin_ps * per_point / 1e9
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": counter.resource,
+        "yaxis": yaxis,
+        "x0": 0,
+        "dx": short(step_ms),
+        "y": [round(float(value) * 100, 1) for value in padded],
+        "line": {"color": PALETTE[0], "width": 1.2, "shape": "hv"},
+        "fill": "tozeroy",
+        "fillcolor": "rgba(0,114,178,0.25)",
+        "hovertemplate": "%{fullData.name}, %{x:.4~g} ms: %{y:.3~g} %<extra></extra>",
+    }
+
+
+def _counter_row(counter: Counter, capacity: float | None) -> list[str]:
+    values = counter.values or [0.0]
+    mean = float(np.mean(values))
+    full = f"{size(capacity)}/s" if capacity else "–"
+    bandwidth = f"{size(capacity * mean)}/s" if capacity else "–"
+    return [counter.label, counter.resource, share(mean), share(min(values)), share(max(values)), full, bandwidth]
+
+
+def energy(run: RunFolder) -> Figure:
+    """Energy per token by component."""
+    runs = run.metrics["runs"]
+    names = list(dict.fromkeys(name for each in runs.values() for name in each["energy_mj_per_token"]))
+    moving = [name for name in names if name != "static"]
+    views = [View("all", _energy_plot(runs, names))]
+    if len(moving) < len(names):
+        views.append(View("without static power", _energy_plot(runs, moving)))
+    rows = [
+        [label, *(number(each["energy_mj_per_token"].get(name, 0)) for name in names)]
+        + [number(sum(each["energy_mj_per_token"].values()))]
+        for label, each in runs.items()
+    ]
+    caption = (
+        "Static power is paid for as long as a token takes, so a slow run pays it longest; the other view shows what "
+        "moving and computing cost. Parts whose energy nobody states count as zero."
+    )
+    header = ["Run", *(f"{name}, mJ" for name in names), "Sum, mJ"]
+    return Figure("energy", "Energy per token", caption, views, Table(header, rows), picker="energy")
+
+
+def _energy_plot(runs: Runs, names: Sequence[str]) -> dict[str, Any]:
+    parts = {name: [each["energy_mj_per_token"].get(name, 0) for each in runs.values()] for name in names}
+    traces = stacked(list(runs), parts, "%{x:.4~g} mJ")
+    return plot(traces, row_height(len(runs)) + 40, barmode="stack", xaxis=axis("Energy per token, mJ"), yaxis=rows_axis(list(runs)))
+
+
+def capacity(run: RunFolder) -> Figure:
+    """Bytes that a run keeps in each tier."""
+    runs = run.metrics["runs"]
+    tiers = list(dict.fromkeys(tier for each in runs.values() for tier in each["capacity_bytes"]))
+    parts = {tier: [each["capacity_bytes"].get(tier, 0) / 1e9 for each in runs.values()] for tier in tiers}
+    across = axis("Capacity in use, GB")
+    drawn = plot(stacked(list(runs), parts, "%{x:.4~g} GB"), row_height(len(runs)), barmode="stack", xaxis=across, yaxis=rows_axis(list(runs)))
+    rows = [[label, str(each["batch"]), *(size(each["capacity_bytes"].get(tier, 0)) for tier in tiers)] for label, each in runs.items()]
+    caption = "Weights, KV, index and buffers at the largest length of the run. What does not fit fails before it starts."
+    return Figure("capacity", "Capacity in use", caption, [View("", drawn)], Table(["Run", "Batch", *tiers], rows))

@@ -1,0 +1,143 @@
+"""Renders run folders as HTML pages that need nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ghostsim.bundled import folder
+from ghostsim.errors import Location, StoreError
+from ghostsim.report.compare import comparison
+from ghostsim.report.facts import assumed, facts_of
+from ghostsim.report.figure import Figure, inert, script_json
+from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
+from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
+from ghostsim.report.figures_time import critical_path, latency, layer, throughput
+from ghostsim.report.store import RunFolder, load_run
+from ghostsim.report.topology import topology
+from ghostsim.report.verdict import Facts, Verdict, verdict
+
+PlotlyJs = Literal["embed", "directory"]
+_SHARED = "plotly.min.js"
+
+
+def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
+    """Return the report of the run folder at `run_dir` as one HTML page.
+
+    The same files give the same bytes. With `directory` the page takes Plotly from ``../plotly.min.js``, which the
+    run folders of a sweep share.
+
+    Raises
+    ------
+    StoreError
+        If the folder or one of its files is missing or not what a run writes.
+    """
+    run = load_run(run_dir)
+    facts = facts_of(run)
+    found = verdict(run.metrics, facts)
+    sections = _sections(run, facts, found)
+    return _page(
+        "run.html.j2",
+        plotlyjs,
+        sections,
+        title=str(run.metrics["scenario"]),
+        run=run,
+        verdict=found,
+        assumed=_by_source(run),
+        manifest=run.manifest,
+    )
+
+
+def write_report(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> Path:
+    """Write ``report.html`` into a run folder and return its path."""
+    page = run_dir / "report.html"
+    _write(page, render(run_dir, plotlyjs))
+    if plotlyjs == "directory" and not (run_dir.resolve().parent / _SHARED).exists():
+        _write(run_dir.resolve().parent / _SHARED, get_plotlyjs())
+    return page
+
+
+def render_compare(run_dirs: Sequence[Path]) -> str:
+    """Return one HTML page that sets run folders side by side, with what differs in their configuration."""
+    runs = [load_run(path) for path in run_dirs]
+    found = comparison(runs, [verdict(run.metrics, facts_of(run)) for run in runs])
+    return _page("compare.html.j2", "embed", [("Figures", found.figures)], title="comparison", compare=found)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the file and rename, so that a reader never sees half a page."""
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise StoreError(f"found a folder that cannot be written ({error.strerror}), expected one that can", Location(path)) from None
+
+
+def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, list[Figure]]]:
+    chosen = found.label
+    sections: list[tuple[str, list[Figure | None]]] = [
+        ("Speed", [throughput(run), latency(run), critical_path(run)]),
+        ("Quality", [quality(run, facts.not_lossless), bounds(run, facts.bounds), elimination(run), lost_by_step(run), lost_by_context(run)]),
+        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run)]),
+        ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
+    ]
+    return [(name, [figure for figure in figures if figure]) for name, figures in sections]
+
+
+def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Group assumed numbers by what they rest on: a platform repeats the numbers of a part."""
+    facts = sorted(assumed(run.config), key=lambda fact: (fact.source, fact.path))
+    return [
+        (source, [(fact.path, str(fact.value)) for fact in group])
+        for source, group in groupby(facts, key=lambda fact: fact.source)
+    ]
+
+
+def _page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401: what templates take
+    root = folder("reports")
+    environment = Environment(
+        loader=FileSystemLoader(root / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _asset(root, "report.js")
+    inline = [script] + ([get_plotlyjs()] if plotlyjs == "embed" else [])
+    return environment.get_template(template).render(
+        values,
+        sections=sections,
+        plots=Markup(script_json(_plots(sections))),  # noqa: S704: script_json escapes what could end a script
+        style=Markup(_asset(root, "report.css")),  # noqa: S704: our own file
+        script=Markup(script),  # noqa: S704: our own file
+        plotly=Markup(get_plotlyjs()) if plotlyjs == "embed" else "",  # noqa: S704: Plotly's own file
+        policy=_content_policy(inline, plotlyjs),
+        shared=f"../{_SHARED}",
+    )
+
+
+def _plots(sections: list[tuple[str, list[Figure]]]) -> Mapping[str, Any]:
+    figures = [figure for _, some in sections for figure in some]
+    return {figure.key: [inert(view.plot) for view in figure.views] for figure in figures if figure.views[0].plot}
+
+
+def _asset(root: Path, name: str) -> str:
+    return (root / "assets" / name).read_text(encoding="utf-8")
+
+
+def _content_policy(inline: Sequence[str], plotlyjs: PlotlyJs) -> str:
+    """Allow the page's own scripts by their hashes, and nothing from anywhere else."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in inline]
+    shared = ["'self'", "file:"] if plotlyjs == "directory" else []
+    return f"default-src 'none'; script-src {' '.join([*hashes, *shared])}; style-src 'unsafe-inline'; img-src data: blob:"

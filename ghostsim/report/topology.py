@@ -1,0 +1,192 @@
+"""The platform as a picture: devices, tiers and links, shaded by how busy a run keeps them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import networkx as nx
+
+from ghostsim.report.figure import Figure, Table, View
+from ghostsim.report.store import RunFolder
+from ghostsim.report.words import share, size
+from ghostsim.units import BANDWIDTH, TRANSFER_RATE
+
+_BOX_WIDTH, _BOX_HEIGHT = 190, 76
+_COLUMN, _ROW = 330, 128
+_MARGIN = 12
+
+
+def topology(run: RunFolder, chosen: str) -> Figure | None:
+    """Draw the platform of every run."""
+    runs = run.metrics["runs"]
+    platforms = {label: platform_of(run.config, label) for label in runs}
+    drawn = {label: platform for label, platform in platforms.items() if platform.get("devices")}
+    if not drawn:
+        return None
+    views = [View(label, svg=_picture(platform, runs[label]["utilisation"])) for label, platform in drawn.items()]
+    rows = [row for label, platform in drawn.items() for row in _rows(label, platform, runs[label]["utilisation"])]
+    caption = (
+        "Boxes are devices with the tier they serve, lines are links with what they carry per direction. Bars in boxes, "
+        "thick lines and percentages show the busiest part of each in the chosen run."
+    )
+    table = Table(["Run", "Name", "What", "Detail", "Busiest part", "Busy"], rows)
+    labels = list(drawn)
+    return Figure("topology", "The platform", caption, views, table, labels.index(chosen) if chosen in labels else 0, "run")
+
+
+def platform_of(config: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """Return the platform of a run: the scenario's, with what the run overrides."""
+    runs = config.get("runs")
+    own = runs.get(label, {}).get("platform") if isinstance(runs, Mapping) else None
+    return _merged(config.get("platform") or {}, own if isinstance(own, Mapping) else {})
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
+def plain(value: object) -> object:
+    """Return a number without its source."""
+    return value.get("value") if isinstance(value, Mapping) else value
+
+
+def link_bandwidth(link: Mapping[str, Any]) -> float | None:
+    """Return bytes per second and direction of a link: as stated, else rate x width x encoding."""
+    try:
+        if link.get("bandwidth") is not None:
+            return BANDWIDTH.parse(plain(link["bandwidth"]))
+        rate = TRANSFER_RATE.parse(plain(link["rate"]))
+        return rate * float(str(plain(link["width"]))) * float(str(plain(link.get("encoding", 1)))) / 8
+    except (KeyError, ValueError):
+        return None
+
+
+def bandwidths(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return bytes per second of the resources that are links; 100 % busy is their raw rate."""
+    links = (config.get("platform") or {}).get("links") or {}
+    found: dict[str, float] = {}
+    for name, link in links.items():
+        raw = link_bandwidth({key: value for key, value in link.items() if key not in ("bandwidth", "encoding")})
+        if raw:
+            found |= {name: raw, f"{name}.down": raw}
+    return found
+
+
+def busiest(name: str, utilisation: Mapping[str, float]) -> tuple[str, float] | None:
+    """Return the busiest resource that belongs to the device or link `name`: its first word is that name."""
+    own = [(resource, used) for resource, used in utilisation.items() if re.split(r"[^A-Za-z0-9_-]", resource)[0] == name]
+    return max(own, key=lambda item: item[1]) if own else None
+
+
+def _rows(label: str, platform: Mapping[str, Any], utilisation: Mapping[str, float]) -> Iterable[list[str]]:
+    for name, device in platform["devices"].items():
+        used = busiest(name, utilisation)
+        detail = ", ".join([str(device.get("name", "")), *_tiers(platform, name)]).strip(", ")
+        yield [label, name, _kind(device), detail, used[0] if used else "–", share(used[1]) if used else "–"]
+    for name, link in platform.get("links", {}).items():
+        used = busiest(name, utilisation)
+        ends = " to ".join(map(str, link.get("between", ())))
+        yield [label, name, "link", f"{ends}, {_rate(link)}", used[0] if used else "–", share(used[1]) if used else "–"]
+
+
+def _tiers(platform: Mapping[str, Any], device: str) -> list[str]:
+    tiers = platform.get("tiers") or {}
+    return [f"tier {tier}" for tier, names in tiers.items() if device in names]
+
+
+def _kind(device: Mapping[str, Any]) -> str:
+    return str(device.get("kind", "device")).replace("_", " ")
+
+
+def _rate(link: Mapping[str, Any]) -> str:
+    rate = link_bandwidth(link)
+    return f"{size(rate)}/s" if rate else "bandwidth unknown"
+
+
+def _graph(platform: Mapping[str, Any]) -> nx.Graph[str]:
+    graph: nx.Graph[str] = nx.Graph()
+    graph.add_nodes_from(platform["devices"])
+    for name, link in platform.get("links", {}).items():
+        ends = [end for end in link.get("between", ()) if end in graph]
+        if len(ends) == 2:
+            graph.add_edge(*ends, name=name)
+    return graph
+
+
+def _layout(graph: nx.Graph[str], root: str) -> dict[str, tuple[float, float]]:
+    """Place devices in columns by hops from the GPU, each column in the order of the parents to its left."""
+    columns = [list(column) for column in nx.bfs_layers(graph, root)]
+    seen = {name for column in columns for name in column}
+    columns[0] += [name for name in graph if name not in seen]
+    order: dict[str, float] = {}
+    for depth, column in enumerate(columns):
+        before = columns[depth - 1] if depth else []
+        column.sort(key=lambda name: min((order[other] for other in graph[name] if other in before), default=0.0))
+        order |= {name: index for index, name in enumerate(column)}
+    rows = max(map(len, columns))
+    return {
+        name: (_MARGIN + depth * _COLUMN, _MARGIN + _ROW * (index + (rows - len(column)) / 2))
+        for depth, column in enumerate(columns)
+        for index, name in enumerate(column)
+    }
+
+
+def _picture(platform: Mapping[str, Any], utilisation: Mapping[str, float]) -> str:
+    graph, devices = _graph(platform), platform["devices"]
+    root = next((name for name, device in devices.items() if device.get("kind") == "gpu"), next(iter(devices)))
+    places = _layout(graph, root)
+    width = max(x for x, _ in places.values()) + _BOX_WIDTH + _MARGIN
+    height = max(y for _, y in places.values()) + _BOX_HEIGHT + _MARGIN
+    parts = [_line(name, link, places, utilisation) for name, link in platform.get("links", {}).items()]
+    parts += [_box(name, device, places[name], _tiers(platform, name), utilisation) for name, device in devices.items()]
+    title = f"Devices and links of {platform.get('name', 'the platform')}"
+    return (
+        f'<svg class="topology" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
+        f'style="min-width:{0.62 * width:.0f}px">{"".join(parts)}</svg>'
+    )
+
+
+def _line(name: str, link: Mapping[str, Any], places: Mapping[str, tuple[float, float]], utilisation: Mapping[str, float]) -> str:
+    ends = [places[end] for end in link.get("between", ()) if end in places]
+    if len(ends) != 2:
+        return ""
+    (x1, y1), (x2, y2) = sorted(ends)
+    same_column = x1 == x2
+    start = (x1 + (_BOX_WIDTH / 2 if same_column else _BOX_WIDTH), y1 + (_BOX_HEIGHT if same_column else _BOX_HEIGHT / 2))
+    end = (x2 + (_BOX_WIDTH / 2 if same_column else 0), y2 + (0 if same_column else _BOX_HEIGHT / 2))
+    used = busiest(name, utilisation)
+    load = used[1] if used else 0.0
+    stroke = f'stroke-width="{2 + 7 * load:.1f}" class="link{" hot" if load >= 0.5 else ""}"'
+    line = f'<line x1="{start[0]:g}" y1="{start[1]:g}" x2="{end[0]:g}" y2="{end[1]:g}" {stroke}/>'
+    # near the far end, where the lines of one device have parted
+    x, y = start[0] + 0.58 * (end[0] - start[0]), start[1] + 0.58 * (end[1] - start[1])
+    return line + _texts(x, y - 20, [name, _rate(link), f"{share(load)} busy" if used else ""], "middle", "halo")
+
+
+def _box(name: str, device: Mapping[str, Any], place: tuple[float, float], tiers: Sequence[str], utilisation: Mapping[str, float]) -> str:
+    x, y = place
+    used = busiest(name, utilisation)
+    load = min(1.0, used[1]) if used else 0.0
+    box = f'<rect x="{x:g}" y="{y:g}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="8" class="device"/>'
+    bar = f'<rect x="{x + 10:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{(_BOX_WIDTH - 20) * load:.1f}" height="5" class="load"/>'
+    rail = f'<rect x="{x + 10:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{_BOX_WIDTH - 20}" height="5" class="rail"/>'
+    part = used[0].partition(".")[2] if used and used[1] >= 0.001 else ""
+    note = f"{part or 'busy'} {share(load)}" if used and used[1] >= 0.001 else "idle" if used else ""
+    lines = [name, " · ".join([_kind(device), *tiers]), note]
+    return box + rail + bar + _texts(x + 10, y + 20, lines, "start", "label")
+
+
+def _texts(x: float, y: float, lines: Sequence[str], anchor: str, style: str) -> str:
+    kept = [line for line in lines if line]
+    spans = [
+        f'<tspan x="{x:g}" y="{y + 17 * index:g}"{" class=" + chr(34) + "name" + chr(34) if index == 0 else ""}>{escape(line)}</tspan>'
+        for index, line in enumerate(kept)
+    ]
+    return f'<text text-anchor="{anchor}" class="{style}">{"".join(spans)}</text>'

@@ -1,0 +1,149 @@
+"""Invented Selections, and runs of one policy on one machine from them."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from ghostsim.config.load import load_model, load_platform, load_policy
+from ghostsim.devices.machine import Machine
+from ghostsim.engine.clock import CountingEnvironment
+from ghostsim.engine.network import Network
+from ghostsim.engine.probes import UtilisationProbe
+from ghostsim.metrics.collect import Record
+from ghostsim.pipeline.binding import Binder
+from ghostsim.pipeline.executor import Executor
+from ghostsim.plan.selection import Selection
+from ghostsim.policy.costs import index_stages
+from ghostsim.policy.placement import Placement, place
+
+HBM = Placement("hbm", "hbm", "gpu", "dma", 1, "bitmap")
+OFFLOAD = replace(HBM, kv_tier="dram")
+CXL = Placement("cxl", "cxl", "cxl", "dma", 1, "bitmap")
+PIM = Placement("dram", "pim", "pim", "dma", 1, "bitmap")
+
+
+@cache
+def policy(name, *sets):
+    return load_policy(name, sets).value
+
+
+@cache
+def llama(*sets):
+    return load_model("llama_3_1_8b", sets).value
+
+
+@cache
+def platform(name="h100_cxl_pim", *sets):
+    return load_platform(name, sets).value
+
+
+def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, steps=1):
+    """Return a Selection whose token counts, per KV head, are numbers or arrays [batch, layers, kv_heads, steps]."""
+    shape = (batch, model.layers, model.kv_heads, steps)
+    units = batch * model.layers * model.kv_heads
+
+    def column(values):
+        return np.broadcast_to(np.asarray(values, np.int64), shape).reshape(units, steps).copy()
+
+    stages = index_stages(of, model.head_dim)
+    hot, cold, read = column(hot), column(cold), column(read)
+    runs = read // 2 + read % 2 if runs is None else column(runs)
+    default = [-(-cold // stage.unit_tokens) for stage in stages]
+    given = default if scanned is None else [column(scanned) for _ in stages]
+    per_head = np.zeros((units, steps, model.q_per_kv))
+    counts = per_head.astype(np.int64)
+    return Selection(
+        policy=of.name,
+        workload_hash="invented",
+        stages=stages,
+        unit_of=np.arange(units, dtype=np.int32).reshape(shape[:3]),
+        attended=hot + cold,
+        hot_tokens=hot,
+        cold_tokens=cold,
+        stored_tokens=hot + cold,
+        read_tokens=read,
+        read_runs=runs,
+        scanned=np.stack(given) if stages else np.zeros((0, units, steps), np.int64),
+        lost_mass=per_head,
+        certified_mass=None,
+        violations=None,
+        violated_mass=None,
+        bound_checks=counts,
+        top_cold=counts + 1,
+        top_eliminated=counts,
+        needless_reads=counts[:, :, 0],
+        oracle_reads=read,
+        output_error=None,
+        sets=np.zeros((1, 1, 1), np.uint8),
+    )
+
+
+def varied(of, model, *, context, batch, steps, share=0.1, hot=260, seed=0):
+    """Return a Selection in which heads and steps differ: each reads about `share` of its cold tokens."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, model.layers, model.kv_heads, steps)
+    cold = np.broadcast_to(context + 1 + np.arange(steps) - hot, shape)
+    if not index_stages(of, model.head_dim):
+        return selection(of, model, hot=hot, cold=cold, read=cold, batch=batch, steps=steps)
+    read = (cold * share * rng.uniform(0.2, 1.8, shape)).astype(np.int64)
+    return selection(of, model, hot=hot, cold=cold, read=read, batch=batch, steps=steps)
+
+
+@dataclass
+class Run:
+    """A finished run with the network it ran on."""
+
+    record: Record
+    network: Network
+    probe: UtilisationProbe
+    links: dict
+    classes: dict
+    """Bytes that each class of flows moved."""
+
+    @property
+    def end_ps(self):
+        return int(self.record.times.finish.max())
+
+
+class Ledger:
+    """Adds up the bytes of each class of flows."""
+
+    def __init__(self, network):
+        self.moved = {}
+        network.probes.append(self)
+
+    def on_rates(self, now_ps, used):
+        pass
+
+    def on_start(self, now_ps, flow):
+        pass
+
+    def on_finish(self, now_ps, flow):
+        self.moved[flow.flow_class] = self.moved.get(flow.flow_class, 0) + flow.nbytes
+
+
+def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=()):
+    """Run a Selection on a bundled platform, changed by `sets`."""
+    env = CountingEnvironment()
+    network = Network(env)
+    built = Machine(env, network, platform(machine, *sets))
+    plan = place(chosen, of, model, placement, batch)
+    bound = Binder(built, model, placement, chosen.stages, batch).bind(plan)
+    probe, ledger = UtilisationProbe(network), Ledger(network)
+    times = Executor(env, network, plan, bound).run()
+    record = Record(
+        label="invented",
+        policy=of.name,
+        platform=built.platform,
+        batch=batch,
+        plan=plan,
+        bound=bound,
+        times=times,
+        selection=chosen,
+        capacity_bytes={},
+        utilisation=probe.utilisation(),
+        bin_ps=1,
+        series={},
+    )
+    return Run(record, network, probe, built.links, ledger.moved)

@@ -1,0 +1,104 @@
+"""Is every claimed bound above the true score, and every certificate above the mass really lost?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghostsim.policy.head import evaluate_head
+from ghostsim.policy.indexes import rounded_up
+
+SOUND = {
+    "qkeys1": {"qkeys": {"bits": 1}},
+    "qkeys4": {"qkeys": {"bits": 4}},
+    "qkeys8": {"qkeys": {"bits": 8}},
+    "sketch_pca": {"sketch": {"dims": 4, "bits": 8}},
+    "sketch_random": {"sketch": {"dims": 4, "bits": 4, "basis": "random"}},
+    "sketch_fp16": {"sketch": {"dims": 8, "bits": 16}},
+    "box": {"box": {"page": 4}},
+    "exact": {"exact": {}},
+}
+
+
+def certify(make_policy, score, form="staged", eps=0.01):
+    unit = "page" if "box" in score else "token"
+    pin = {"sinks": 2, "window": 4}
+    return make_policy({"rule": {"certify": eps, "form": form}, "score": score, "unit": unit, "pin": pin})
+
+
+def assert_sound(rows, eps):
+    assert not rows.violations.any()
+    assert rows.bound_checks.sum() > 0
+    assert (rows.certified_mass >= rows.lost_mass).all()
+    assert (rows.certified_mass <= eps).all()
+
+
+@pytest.mark.parametrize("name", sorted(SOUND))
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 8.0, 300.0]),
+    single=st.booleans(),
+    form=st.sampled_from(["staged", "one_pass", "flat"]),
+    eps=st.sampled_from([1e-6, 0.01, 0.5]),
+)
+def test_bounds_and_certificates_hold_on_random_vectors(
+    make_policy, random_head, name, seed, spread, single, form, eps
+):
+    rng = np.random.default_rng(seed)
+    head = random_head(rng, 60, 3, 16, spread, np.float32 if single else np.float64)
+    assert_sound(evaluate_head(certify(make_policy, SOUND[name], form, eps), head), eps)
+
+
+@pytest.mark.parametrize("name", sorted(SOUND))
+def test_bounds_hold_on_adversarial_vectors(make_policy, random_head, name):
+    """Late keys outside the fitted range, outliers, zero and huge rows, and queries along the error."""
+    head = random_head(np.random.default_rng(5), 80, 4, 16, 1.0, np.float32)
+    head.keys[80:] *= 1000
+    head.keys[10] = 0
+    head.keys[20] = 60000
+    head.keys[30, 3] = -1e6
+    head.queries[0, 0] = 0
+    head.queries[1, 0] = head.keys[20] / 1e4
+    head.queries[2] = head.keys[40]
+    rows = evaluate_head(certify(make_policy, SOUND[name]), head)
+    assert not rows.violations.any()
+    assert (rows.certified_mass >= rows.lost_mass).all()
+    assert np.isfinite(rows.certified_mass).all()
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("name", sorted(SOUND))
+def test_bounds_hold_on_recorded_vectors(make_policy, cut, name, softcap):
+    assert_sound(evaluate_head(certify(make_policy, SOUND[name]), cut(tokens=2000, steps=4, softcap=softcap)), 0.01)
+
+
+def test_published_bound_is_violated_by_a_third_of_the_tokens(shipped, natural):
+    broken = checked = 0
+    for unit in range(len(natural.heads)):
+        rows = evaluate_head(shipped["ghostkv_published"], natural.head(unit))
+        broken, checked = broken + rows.violations.sum(), checked + rows.bound_checks.sum()
+    assert broken / checked > 0.3, f"AttnUB lies below the score of {broken / checked:.3f} of the tokens"
+
+
+def test_published_cosine_bound_is_compared_as_a_cosine(make_policy, cut):
+    head = cut(tokens=1000)
+    score = {"published": {"dims": 16, "scale": "cosine", "epsilon": 3.0}}
+    rows = evaluate_head(make_policy({"rule": {"above": 0.4}, "score": score}), head)
+    assert not rows.violations.any()
+    tight = {"published": {"dims": 16, "scale": "cosine", "epsilon": 0.0, "sigma": 0.0}}
+    assert evaluate_head(make_policy({"rule": {"above": 0.4}, "score": tight}), head).violations.any()
+
+
+def test_an_estimate_claims_no_bound(make_policy, cut):
+    score = {"sketch": {"dims": 16, "residual": "none"}}
+    rows = evaluate_head(make_policy({"rule": {"topk": 10}, "score": score}), cut())
+    assert rows.violations is None
+    assert rows.violated_mass is None
+
+
+@given(value=st.floats(0, 1e9, allow_nan=False))
+def test_stored_norms_never_round_down(value):
+    assert rounded_up(np.array([value])).astype(float)[0] >= value

@@ -20,6 +20,7 @@ from ghostsim.errors import UsageError
 from ghostsim.export.timeline import Counter, Slice, write_timeline
 from ghostsim.metrics.collect import Record, step_rows
 from ghostsim.plan.plan import OPS
+from ghostsim.policy.evaluate import content_key
 from ghostsim.simulation import Result
 
 _PACKAGES = ("simpy", "numpy", "pydantic", "pyyaml", "networkx", "plotly", "typer", "jinja2")
@@ -121,7 +122,9 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "seed": loaded.scenario.seed,
         "argv": list(argv),
         "inputs": dict(loaded.inputs) | {f"trace {t.name}": t.manifest_sha256 for t in first.traces},
-        "selections": {label: record.selection.workload_hash for label, record in result.records.items()},
+        "selections": {
+            label: content_key(loaded.scenario.runs[label].policy, result.workloads[label]) for label in result.records
+        },
         "plans": {label: record.plan.content_hash for label, record in result.records.items()},
         "simulator": simulator(result),
         "workload": {
@@ -134,11 +137,25 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
             "scored_heads": len(first.heads),
             "token_repeats": first.token_repeats(),
             "batch": {label: record.batch for label, record in result.records.items()},
-            "recorded_lost_mass": dict(result.recorded),
             "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
         },
+        "lost_mass_by_context": _lost_mass_by_context(result),
         "notes": result.notes,
         "not_modelled": list(NOT_MODELLED),
+    }
+
+
+def _lost_mass_by_context(result: Result) -> dict[str, list[dict[str, float]]]:
+    """Return the lost mass of each composed run at the recorded length and at its own."""
+    return {
+        label: [
+            {"context_tokens": result.workloads[label].traces[0].prompt_len, **recorded},
+            {
+                "context_tokens": result.workloads[label].context,
+                **result.metrics["runs"][label]["quality"]["lost_mass"],
+            },
+        ]
+        for label, recorded in result.recorded.items()
     }
 
 

@@ -77,9 +77,10 @@ class Cold:
         return np.asarray(self.block.total[self.step])
 
     def hot_total(self) -> npt.NDArray[np.float64]:
-        """[g] softmax sum over the hot positions."""
+        """[g] softmax sum over the hot positions, kept above zero where all of them underflow."""
         row = self.block.weights[self.step]
-        return wide_sum(row[:, : self.c0]) + wide_sum(row[:, self.c1 :])
+        hot = wide_sum(row[:, : self.c0]) + wide_sum(row[:, self.c1 :])
+        return np.maximum(hot, np.finfo(np.float32).tiny)
 
     def tokens(self, units: Mask) -> Mask:
         """Spread a mask of units over their tokens."""

@@ -33,12 +33,12 @@ def take_top(scores: Array, k: int) -> Mask:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """What leaving units out costs, sorted into bins of their bound; `index` [g, n] is the bin of each unit."""
+    """What leaving units out costs, sorted into bins of their bound; floor(`bins`) [g, n] is the bin of each unit."""
 
     bounds: Array
     costs: Array
     limits: npt.NDArray[np.float64]
-    index: npt.NDArray[np.int64]
+    bins: Array
     spent: npt.NDArray[np.float64]
     """[g, bins] sum of the costs of a bin."""
 
@@ -67,12 +67,11 @@ def ledger(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread:
     bins = bounds * per_unit[:, None].astype(bounds.dtype)
     bins += (_LOW_BINS - bottom * per_unit)[:, None].astype(bounds.dtype)
     np.clip(bins, 0, _LOW_BINS + _BINS, out=bins)
-    index = bins.astype(np.int64)
-    return Ledger(bounds, costs, limits, index, _by_bin(index, costs))
+    return Ledger(bounds, costs, limits, bins, _by_bin(bins, costs))
 
 
-def _by_bin(index: npt.NDArray[np.int64], costs: Array) -> npt.NDArray[np.float64]:
-    rows = zip(index, costs, strict=True)
+def _by_bin(bins: Array, costs: Array) -> npt.NDArray[np.float64]:
+    rows = zip(bins.astype(np.int64), costs, strict=True)
     return np.stack([np.bincount(i, weights=c, minlength=_LOW_BINS + _BINS + 1) for i, c in rows])
 
 
@@ -85,9 +84,9 @@ def spend(book: Ledger, start: int, stop: int) -> Mask:
         [g, stop - start] units taken, each query head by its own limit.
     """
     spent = book.spent
-    for aside in (slice(0, start), slice(stop, book.index.shape[1])):
+    for aside in (slice(0, start), slice(stop, book.bins.shape[1])):
         if aside.stop > aside.start:
-            spent = spent - _by_bin(book.index[:, aside], book.costs[:, aside])
+            spent = spent - _by_bin(book.bins[:, aside], book.costs[:, aside])
     running = np.cumsum(spent, axis=1)
     part = slice(start, stop)
     rows = [_cut(book, j, part, running[j]) for j in range(len(book.limits))]
@@ -95,10 +94,10 @@ def spend(book: Ledger, start: int, stop: int) -> Mask:
 
 
 def _cut(book: Ledger, j: int, part: slice, running: npt.NDArray[np.float64]) -> Mask:
-    bounds, costs, index, limit = book.bounds[j, part], book.costs[j, part], book.index[j, part], book.limits[j]
+    bounds, costs, bins, limit = book.bounds[j, part], book.costs[j, part], book.bins[j, part], book.limits[j]
     cut = int(np.searchsorted(running, limit, side="right"))
-    mask: Mask = index > cut
-    members = np.flatnonzero(index == cut)
+    mask: Mask = bins >= cut + 1
+    members = np.flatnonzero((bins >= cut) ^ mask)
     if len(members):
         order = members[np.lexsort((-members, bounds[members]))]
         before = running[cut - 1] if cut else 0.0

@@ -105,7 +105,7 @@ def test_evaluation_files_agree_with_each_other(shipped, small, own_cache, tmp_p
     assert reads.dtype == np.int32
     assert offsets.dtype == np.int64
     assert len(offsets) == 3 * 4 * 2 + 1
-    quality = list(csv.DictReader((tmp_path / "quality.csv").open()))
+    quality = list(csv.DictReader((tmp_path / "quality.csv").read_text().splitlines()))
     assert len(quality) == 3 * 4 * 8
     for row in quality:
         step, layer, q_head = (int(row[name]) for name in ("step", "layer", "q_head"))
@@ -118,7 +118,7 @@ def test_evaluation_files_agree_with_each_other(shipped, small, own_cache, tmp_p
         assert part.tolist() == positions_read(selection, unit, step).tolist()
         assert float(row["lost_mass"]) <= float(row["certified_mass"]) <= 0.01
         assert row["violations"] == "0"
-    moved = list(csv.DictReader((tmp_path / "bytes.csv").open()))
+    moved = list(csv.DictReader((tmp_path / "bytes.csv").read_text().splitlines()))
     kv = sum(int(row["nbytes"]) for row in moved if row["op"] in ("read", "attend"))
     assert kv == len(reads) * 512
     scans = [int(row["nbytes"]) for row in moved if row["op"] == "scan"]
@@ -153,7 +153,9 @@ def test_same_bytes_for_any_jobs_and_hash_seed(tmp_path):
     outputs = []
     for jobs, hash_seed in (("1", "0"), ("2", "1")):
         own = {"GHOSTSIM_CACHE": str(tmp_path / jobs), "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path.cwd())}
-        run = subprocess.run([sys.executable, script, jobs], env=os.environ | own, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, script, jobs], env=os.environ | own, capture_output=True, text=True, check=True
+        )
         outputs.append(run.stdout)
     assert outputs[0] == outputs[1]
     assert len(outputs[0].splitlines()) == 8

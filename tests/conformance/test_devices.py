@@ -1,0 +1,114 @@
+"""Does every part of the catalogue make a device, and every platform a machine on which bytes arrive?"""
+
+import math
+
+import pytest
+from rig import Rig
+
+from ghostsim.config import catalogue, hardware
+from ghostsim.config.load import load_part, load_platform
+from ghostsim.devices.dram import DramMedia, idle_latency_ps
+from ghostsim.devices.gpu import GpuDevice
+from ghostsim.devices.leg import Leg, join
+from ghostsim.devices.link import LinkDevice, SwitchDevice
+from ghostsim.devices.machine import build
+
+PARTS = sorted(catalogue.files("part"))
+PLATFORMS = sorted(catalogue.files("platform"))
+TIERS = [(name, tier) for name in PLATFORMS for tier in load_platform(name).value.tiers if tier != "hbm"]
+
+
+def make(rig, name):
+    """Return the device of a part, or None if the part is none by itself."""
+    part = load_part(name).value
+    match part:
+        case hardware.Dram():
+            capacity = 2**30
+            return DramMedia(rig.network, name, hardware.Memory(dram=part, channels=1, capacity=capacity, latency=0))
+        case hardware.Link():
+            return LinkDevice(rig.network, name, part)
+        case hardware.GpuArch():
+            return None
+        case _:
+            return build(rig.env, rig.network, name, part)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_makes_resources_that_can_do_something(name):
+    rig = Rig()
+    if make(rig, name) is None:
+        pytest.skip("kernel constants of an architecture: no device of their own")
+    assert rig.network.resources
+    assert all(0 < r.capacity < math.inf for r in rig.network.resources.values())
+    assert all(r.name.startswith(name) for r in rig.network.resources.values())
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_moves_bytes_in_finite_time(name):
+    rig = Rig()
+    device = make(rig, name)
+    match device:
+        case None:
+            pytest.skip("kernel constants of an architecture: no device of their own")
+        case GpuDevice():
+            rig.job("scan", device.scan(10**6, 10**6))
+        case LinkDevice() | SwitchDevice():
+            rig.flow("carry", device.carry(512) if isinstance(device, LinkDevice) else device.carry(), 10**6)
+        case DramMedia():
+            rig.flow("gather", device.gather(512, 1000), 10**6)
+        case _:
+            rig.flow("read", device.read(512, 1000), 10**6)
+            rig.flow("write", device.write(512, 1000), 10**6)
+    assert all(end > 0 for end in rig.run().values())
+
+
+@pytest.mark.parametrize("name", [n for n in PARTS if load_part(n).value.kind == "dram"])
+def test_a_dram_line_takes_tens_of_nanoseconds(name):
+    assert 15_000 < idle_latency_ps(load_part(name).value) < 100_000
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_a_platform_elaborates(name):
+    rig = Rig()
+    machine = rig.machine(name)
+    assert set(machine.devices) == set(machine.platform.devices)
+    assert set(machine.links) == set(machine.platform.links)
+    assert all(0 < r.capacity < math.inf for r in rig.network.resources.values())
+
+
+@pytest.mark.parametrize(("name", "tier"), TIERS)
+def test_every_tier_has_a_route_of_links_that_meet(name, tier):
+    machine = Rig().machine(name)
+    for device, _ in machine.stores(tier):
+        at = machine.gpu_name
+        for link in machine.routes[device].links:
+            ends = machine.platform.links[link.name].between
+            assert at in ends
+            at = ends[1] if ends[0] == at else ends[0]
+        assert at == device
+
+
+@pytest.mark.parametrize(("name", "tier"), TIERS)
+def test_an_unloaded_fetch_takes_its_hops_both_ways_and_then_some(name, tier):
+    machine = Rig().machine(name)
+    for device, store in machine.stores(tier):
+        rig = Rig()
+        machine = rig.machine(name)
+        route, store = machine.routes[device], machine.devices[device]
+        way = route.carry(512)
+        leg, weight = machine.gpu.read_in_place(join([store.read(512, 1), way, Leg((), way.latency_ps)]))
+        rig.flow("only", leg, 512, weight)
+        hops = 2 * sum(link.link.latency for link in route.links)
+        assert hops < rig.run()["only"] < 1_000_000_000
+
+
+@pytest.mark.parametrize(("name", "tier"), TIERS)
+def test_no_tier_is_faster_than_its_narrowest_link(name, tier):
+    nbytes = 10**9
+    rig = Rig()
+    machine = rig.machine(name)
+    (device, store), *_ = machine.stores(tier)
+    route = machine.routes[device]
+    rig.flow("only", join([store.read(4096, 10**5), route.carry(4096)]), nbytes)
+    narrowest = min(link.link.bandwidth or link.link.raw for link in route.links)
+    assert nbytes / rig.run()["only"] * 1e12 < narrowest

@@ -1,0 +1,334 @@
+"""Does the simulated decode step keep its promises: order, time, bytes, and the right sign of every change?"""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, simulate, varied
+
+from ghostsim.metrics import critical_path
+from ghostsim.metrics.collect import moved, run_metrics, step_ms
+from ghostsim.plan.plan import OPS
+
+SMALL = llama("layers=4")
+PLACEMENTS = {
+    "full_hbm": ("full", HBM),
+    "full_offload": ("full", OFFLOAD),
+    "full_zero_copy": ("full", replace(OFFLOAD, fetch="zero_copy")),
+    "full_ssd": ("full", replace(HBM, kv_tier="ssd")),
+    "int4": ("int4", HBM),
+    "h2o": ("h2o", HBM),
+    "quest_offload": ("quest", OFFLOAD),
+    "ghostkv_hbm": ("ghostkv", HBM),
+    "ghostkv_gpu": ("ghostkv", OFFLOAD),
+    "ghostkv_cxl": ("ghostkv", CXL),
+    "ghostkv_chunks": ("ghostkv", replace(CXL, chunks=3)),
+    "ghostkv_ids": ("ghostkv", replace(CXL, result="ids")),
+    "ghostkv_zero_copy": ("ghostkv", replace(CXL, fetch="zero_copy")),
+    "ghostkv_mixed": ("ghostkv", replace(CXL, kv_tier="dram")),
+    "ghostkv_pim": ("ghostkv", PIM),
+    "ghostkv_pim_kv": ("ghostkv", replace(PIM, kv_tier="pim")),
+    "onepass_cxl": ("ghostkv_onepass", CXL),
+}
+LABELS = sorted(PLACEMENTS)
+
+
+@cache
+def run(label, sets=(), batch=3, context=16384, steps=3, share=0.1, machine="h100_cxl_pim", seed=0):
+    name, placement = PLACEMENTS[label]
+    of = policy(name)
+    chosen = varied(of, SMALL, context=context, batch=batch, steps=steps, share=share, seed=seed)
+    return simulate(chosen, of, SMALL, placement, batch, machine, sets)
+
+
+def mean_ms(*args, **kwargs):
+    return float(step_ms(run(*args, **kwargs).record).mean())
+
+
+def ids(plan, layer, *names):
+    """Return the rows with these names in one layer (counted over all steps)."""
+    return [layer * len(plan.names) + plan.names.index(name) for name in names]
+
+
+# --- order and time -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_row_starts_when_its_last_predecessor_ends(label):
+    plan, times = run(label).record.plan, run(label).record.times
+    for row in range(len(plan)):
+        before = plan.after[plan.offsets[row] : plan.offsets[row + 1]]
+        assert times.start[row] == (times.finish[before].max() if len(before) else 0)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_row_is_faster_than_its_delay_and_its_flows_alone(label):
+    times = run(label).record.times
+    assert (times.finish - times.start >= times.delay).all()
+    assert (times.finish - times.start >= times.delay + times.service - 2).all()
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_critical_path_sums_to_the_step_to_the_picosecond(label):
+    record = run(label).record
+    spent = critical_path.attribute(record.plan, record.times)
+    assert (spent >= 0).all()
+    ends = critical_path.step_ends(record.plan, record.times)
+    assert spent.sum(axis=1).tolist() == np.diff(ends, prepend=0).tolist()
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_everything_of_a_step_has_a_name_on_the_critical_path(label):
+    record = run(label).record
+    spent = critical_path.attribute(record.plan, record.times)
+    assert spent[:, critical_path.CAUSES.index("other")].sum() == 0
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_step_ends_with_its_last_attention_and_projection(label):
+    record = run(label).record
+    ends = critical_path.step_ends(record.plan, record.times)
+    awaited = ~np.isin(record.plan.op, [OPS.index(op) for op in ("write", "migrate", "ghostify", "read")])
+    for step, end in enumerate(ends):
+        assert record.times.finish[(record.plan.step == step) & awaited].max() == end
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_run_is_faster_than_its_busiest_resource(label):
+    done = run(label)
+    capacity = np.array([r.capacity for r in done.network.resources.values()])
+    assert done.end_ps >= (done.probe.units() / capacity).max() * 1e12 * (1 - 1e-9)
+
+
+# --- conservation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_resource_is_used_for_bytes_times_cost(label):
+    done = run(label)
+    expected = np.zeros(len(done.network.resources))
+    for flow_class, nbytes in done.classes.items():
+        for resource, cost in flow_class.route:
+            expected[resource.index] += nbytes * cost
+    assert done.probe.units() == pytest.approx(expected, rel=1e-6, abs=1.0)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_resource_is_busier_than_full(label):
+    assert all(0 <= share <= 1 for share in run(label).record.utilisation.values())
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_links_carry_the_bytes_that_the_metrics_say(label):
+    """What flows over a link, by its own cost per byte, is what bytes_per_step says of the link."""
+    done = run(label)
+    plan = done.record.plan
+    said = {
+        place: sum(int(b.sum()) for b in causes.values()) for place, causes in moved(plan, done.record.bound).items()
+    }
+    for name, link in done.links.items():
+        carried = sum(
+            nbytes
+            for flow_class, nbytes in done.classes.items()
+            if any(resource in (link.up, link.down) for resource, _ in flow_class.route)
+        )
+        rows = len(plan)
+        assert carried == pytest.approx(said.get(name, 0), abs=rows), name
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_bytes_of_every_tier_are_those_of_the_plan(label):
+    done = run(label)
+    metrics = run_metrics(done.record)["bytes_per_step"]
+    for tier, causes in done.record.plan.tier_bytes().items():
+        for cause, per_step in causes.items():
+            assert metrics[tier][cause] == pytest.approx(per_step.mean())
+
+
+@pytest.mark.parametrize("label", ["full_offload", "ghostkv_gpu", "ghostkv_cxl", "ghostkv_chunks", "ghostkv_zero_copy"])
+def test_media_of_the_cold_tier_deliver_what_is_read(label):
+    """Flows that touch the media of the cold tier and a link towards the GPU carry exactly the bytes of `read` rows."""
+    done = run(label)
+    plan = done.record.plan
+    media = {r for name, r in done.network.resources.items() if name in ("host0.bus", "cxl_exp0.bus", "cxl_exp1.bus")}
+    up = {link.up for link in done.links.values()}
+    read = sum(
+        nbytes
+        for flow_class, nbytes in done.classes.items()
+        if {r for r, _ in flow_class.route} & media and {r for r, _ in flow_class.route} & up
+    )
+    assert read == int(plan.nbytes[plan.op == OPS.index("read")].sum())
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_same_run_gives_the_same_times(label):
+    again = run.__wrapped__(label)
+    for column in ("start", "finish", "delay", "service"):
+        assert np.array_equal(getattr(again.record.times, column), getattr(run(label).record.times, column))
+
+
+# --- what a change of hardware must do ------------------------------------------------------------------------------
+
+HALVED = {
+    "pcie0": (("links.pcie0.bandwidth=27.7 GB/s",), ("full_offload", "ghostkv_gpu", "quest_offload")),
+    "copy": (
+        ("devices.gpu0.copy_engines.bandwidth=13 GB/s",),
+        ("full_offload", "ghostkv_gpu", "quest_offload"),
+    ),
+    "window": (("devices.gpu0.copy_engines.window=8 KiB",), ("full_offload", "ghostkv_gpu", "ghostkv_cxl")),
+    "descriptors": (("devices.gpu0.copy_engines.descriptor=200 ns",), ("ghostkv_gpu", "ghostkv_cxl")),
+    "read_window": (("devices.gpu0.read_window=8 KiB",), ("full_zero_copy", "ghostkv_zero_copy")),
+    "root_complex": (("devices.host0.root_complex=13 GB/s",), ("ghostkv_cxl", "ghostkv_chunks", "ghostkv_zero_copy")),
+    "cxl_link": (("links.cxl1.width=1", "links.cxl2.width=1"), ("ghostkv_cxl", "ghostkv_ids")),
+    "media": (
+        ("devices.cxl_exp0.memory.channels=1", "devices.cxl_exp1.memory.channels=1"),
+        ("ghostkv_cxl", "ghostkv_mixed", "onepass_cxl"),
+    ),
+    "filter_macs": (
+        ("devices.cxl_exp0.filter.macs=0.05 TMAC/s", "devices.cxl_exp1.filter.macs=0.05 TMAC/s"),
+        ("ghostkv_cxl", "ghostkv_mixed", "onepass_cxl", "ghostkv_chunks"),
+    ),
+    "hbm": (("devices.gpu0.memory.channels=40",), ("full_hbm", "int4", "ghostkv_hbm")),
+    "dpus": (("devices.upmem0.clock=175 MHz",), ("ghostkv_pim",)),
+    "dies": (("devices.ssd0.dies_per_channel=1",), ("full_ssd",)),
+}
+
+
+@pytest.mark.parametrize(("part", "label"), [(part, label) for part, (_, labels) in HALVED.items() for label in labels])
+def test_a_slower_part_slows_the_run_that_needs_it(part, label):
+    sets, _ = HALVED[part]
+    assert mean_ms(label, sets=sets) > mean_ms(label)
+
+
+@pytest.mark.parametrize("part", sorted(HALVED))
+@pytest.mark.parametrize("label", ["full_offload", "ghostkv_cxl", "ghostkv_gpu", "ghostkv_pim", "full_hbm"])
+def test_a_slower_part_never_speeds_a_run(part, label):
+    sets, _ = HALVED[part]
+    assert mean_ms(label, sets=sets) >= mean_ms(label) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("part", ["cxl_link", "filter_macs", "dies", "dpus"])
+def test_a_part_that_is_not_used_changes_nothing(part):
+    sets, _ = HALVED[part]
+    assert mean_ms("full_hbm", sets=sets) == mean_ms("full_hbm")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_larger_batch_never_shortens_the_step(label):
+    times = [mean_ms(label, batch=batch) for batch in (1, 2, 4)]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_longer_context_never_shortens_the_step(label):
+    times = [mean_ms(label, context=context) for context in (8192, 16384, 65536)]
+    assert times == sorted(times)
+
+
+def test_fewer_survivors_never_lengthen_the_step():
+    times = [mean_ms("ghostkv_cxl", share=share) for share in (0.01, 0.05, 0.2, 0.5)]
+    assert times == sorted(times)
+
+
+# --- overlap and dependencies ---------------------------------------------------------------------------------------
+
+
+def test_hot_attention_hides_behind_the_scan():
+    """A filter so slow that hot attention ends long before: the layer is as long as with no hot tokens to speak of."""
+    slow = ("devices.cxl_exp0.filter.macs=0.05 TMAC/s", "devices.cxl_exp1.filter.macs=0.05 TMAC/s")
+    record = run("ghostkv_cxl", sets=slow).record
+    plan, times = record.plan, record.times
+    hot, first, last = ids(plan, 5, "hot", "scan0.0", "scan2.0")
+    assert times.start[hot] < times.start[first] < times.finish[hot] < times.finish[last]
+    spent = dict(zip(critical_path.CAUSES, critical_path.attribute(plan, times).sum(axis=0), strict=True))
+    assert spent["attend_hot"] == 0
+    assert spent["scan"] > 0
+
+
+def test_a_staged_certificate_waits_for_hot_attention():
+    plan = run("ghostkv_cxl").record.plan
+    row, hot, scan = ids(plan, 1, "filter0.0", "hot", "scan0.0")
+    assert plan.after[plan.offsets[row] : plan.offsets[row + 1]].tolist() == [scan, hot]
+
+
+def test_a_one_pass_certificate_waits_for_its_scan_alone():
+    plan = run("onepass_cxl").record.plan
+    row, scan = ids(plan, 1, "filter0.0", "scan0.0")
+    assert plan.after[plan.offsets[row] : plan.offsets[row + 1]].tolist() == [scan]
+
+
+def test_one_pass_beats_staged_where_hot_attention_is_the_longer_one():
+    def step(name):
+        of = policy(name)
+        chosen = varied(of, SMALL, context=40_000, batch=4, steps=2, hot=36_000, share=0.3)
+        return step_ms(simulate(chosen, of, SMALL, replace(CXL, chunks=2), 4).record).mean()
+
+    assert step("ghostkv_onepass") < step("ghostkv")
+
+
+def test_fetches_of_one_request_overlap_the_scan_of_the_next():
+    record = run("ghostkv_cxl", share=0.5).record
+    first_fetch, last_scan = ids(record.plan, 5, "read0.0", "scan2.0")
+    assert record.times.start[first_fetch] < record.times.finish[last_scan]
+
+
+def test_chunks_let_fetches_start_earlier():
+    whole, cut = run("ghostkv_cxl", share=0.5).record, run("ghostkv_chunks", share=0.5).record
+    (one,), (other,) = ids(whole.plan, 0, "read0.0"), ids(cut.plan, 0, "read0.0")
+    assert cut.times.start[other] < whole.times.start[one]
+
+
+def test_without_a_filter_fetches_run_ahead_by_two_layers():
+    record = run("full_offload").record
+    plan, times = record.plan, record.times
+    read, before, last = (
+        ids(plan, layer, name)[0] for layer, name in ((5, "read0.0"), (3, "survivors"), (4, "survivors"))
+    )
+    assert times.finish[before] == times.start[read] < times.finish[last]
+
+
+def test_with_a_filter_no_fetch_runs_ahead_of_its_ids():
+    record = run("ghostkv_gpu").record
+    for layer in range(12):
+        ids_known, *reads = ids(record.plan, layer, "filter", "read0.0", "read1.0", "read2.0")
+        assert all(record.times.start[read] == record.times.finish[ids_known] for read in reads)
+
+
+def test_a_pim_kernel_and_its_transfers_never_overlap():
+    record = run("ghostkv_pim").record
+    for layer in range(12):
+        query, scan, results = ids(record.plan, layer, "query", "scan", "filter")
+        assert record.times.finish[query] <= record.times.start[scan]
+        assert record.times.finish[scan] <= record.times.start[results]
+
+
+def test_copies_cost_hbm_twice_and_reads_in_place_not_at_all():
+    """A copy writes to HBM and attention reads it there; a read in place goes straight to the SMs."""
+    copied, direct = (sum(run(f"full_{how}").record.plan.tier_bytes()["hbm"]["kv"]) for how in ("offload", "zero_copy"))
+    read = int(run("full_offload").record.plan.tier_bytes()["dram"]["kv"].sum())
+    assert copied - direct == read
+    bus = [
+        done.probe.units()[done.network.resources["gpu0.hbm.bus"].index]
+        for done in map(run, ("full_offload", "full_zero_copy"))
+    ]
+    assert bus[0] - bus[1] >= 2 * read
+
+
+def test_copies_beat_reads_in_place_of_host_memory():
+    """As measured on PCIe 5.0: 55 against 35 GB/s."""
+    ratio = mean_ms("full_zero_copy") / mean_ms("full_offload")
+    assert ratio == pytest.approx(55.4 / 35.2, rel=0.08)
+
+
+def test_offloaded_attention_is_limited_by_the_link():
+    done = run("full_offload", context=65536)
+    read = done.record.plan.tier_bytes()["dram"]["kv"].sum()
+    assert read / done.end_ps * 1e12 == pytest.approx(54.7e9, rel=0.02)
+
+
+def test_a_pool_behind_the_root_complex_gives_26_gb_a_second():
+    done = run("ghostkv_cxl", context=65536, share=0.5)
+    assert done.record.utilisation["host0.root_complex"] > 0.9
+    read = done.record.plan.tier_bytes()["cxl"]["kv"].sum()
+    assert 0.85 * 26e9 < read / done.end_ps * 1e12 < 26e9

@@ -1,0 +1,214 @@
+"""Do the figures of a run follow from its rows, and quality from the heads that a Selection serves?"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, selection, simulate, varied
+
+from ghostsim.metrics.collect import compare, moved, run_metrics, step_ms, step_rows
+from ghostsim.metrics.energy import tier_energy_per_bit
+from ghostsim.metrics.quality import quality, spread, step_quality, weights
+
+SMALL = llama("layers=3")
+
+
+def run(name, placement, batch=2, steps=4):
+    of = policy(name)
+    return simulate(varied(of, SMALL, context=9000, batch=batch, steps=steps), of, SMALL, placement, batch)
+
+
+def numbers(node):
+    for value in node.values() if isinstance(node, dict) else [node]:
+        if isinstance(value, dict):
+            yield from numbers(value)
+        elif isinstance(value, int | float):
+            yield value
+
+
+def test_steps_sum_to_the_run():
+    record = run("ghostkv", CXL).record
+    assert step_ms(record).sum() == pytest.approx(record.times.finish[len(record.plan) - 1] / 1e9)
+
+
+def test_throughput_is_batch_over_mean_step():
+    figures = run_metrics(run("full", HBM).record)
+    assert figures["tokens_per_s"] == pytest.approx(2 / figures["step_ms"]["mean"] * 1000)
+
+
+def test_quantiles_are_those_of_the_steps():
+    record = run("ghostkv", CXL).record
+    figures, steps = run_metrics(record)["step_ms"], step_ms(record)
+    assert figures["p50"] == pytest.approx(np.median(steps))
+    assert figures["max"] == steps.max()
+    assert figures["n"] == 4
+
+
+@pytest.mark.parametrize("placement", [CXL, PIM, replace(CXL, fetch="zero_copy")])
+def test_critical_path_sums_to_the_mean_step(placement):
+    figures = run_metrics(run("ghostkv", placement).record)
+    assert sum(figures["critical_path_ms"].values()) == pytest.approx(figures["step_ms"]["mean"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "placement"), [("full", HBM), ("ghostkv", CXL), ("ghostkv", PIM), ("h2o", HBM)])
+def test_all_figures_are_finite(name, placement):
+    found = list(numbers(run_metrics(run(name, placement).record)))
+    assert found
+    assert np.isfinite(found).all()
+
+
+def test_a_byte_counts_on_every_link_of_its_route():
+    """KV in two expanders: all of it crosses PCIe and the first CXL link, half of it each link below the switch."""
+    record = run("ghostkv", replace(CXL, fetch="zero_copy")).record
+    kv = run_metrics(record)["bytes_per_step"]
+    total = kv["cxl"]["kv"]
+    assert kv["pcie0"]["kv"] == kv["cxl0"]["kv"] == pytest.approx(total)
+    assert kv["cxl1"]["kv"] == pytest.approx(total / 2, abs=1)
+
+
+def test_a_scan_near_memory_crosses_no_link():
+    record = run("ghostkv", CXL).record
+    links = moved(record.plan, record.bound)
+    assert links["cxl"]["index"].sum() > 50 * links["cxl0"]["index"].sum() > 0
+
+
+def test_step_rows_repeat_the_means():
+    record = run("ghostkv", CXL).record
+    rows, figures = step_rows(record), run_metrics(record)
+    assert np.mean([row["step_ms"] for row in rows]) == pytest.approx(figures["step_ms"]["mean"])
+    assert np.mean([row["bytes_cxl_kv"] for row in rows]) == pytest.approx(figures["bytes_per_step"]["cxl"]["kv"])
+
+
+def test_ratios_above_one_are_better():
+    slow = {"tokens_per_s": 10.0, "step_ms": {"p50": 4.0, "p95": 5.0}}
+    fast = {"tokens_per_s": 30.0, "step_ms": {"p50": 1.0, "p95": 2.5}}
+    assert compare({"slow": slow, "fast": fast}, ["slow"]) == {
+        "slow": {"fast": {"tokens_per_s": 3.0, "step_p50": 4.0, "step_p95": 2.0}}
+    }
+
+
+# --- energy ---------------------------------------------------------------------------------------------------------
+
+
+def test_media_and_links_cost_their_bits():
+    done = run("full", OFFLOAD)
+    figures = run_metrics(done.record)
+    platform = done.record.platform
+    moved_bytes = sum(figures["bytes_per_step"]["pcie0"].values())
+    link = platform.links["pcie0"].energy
+    assert figures["energy_mj_per_token"]["pcie0"] == pytest.approx(moved_bytes * 8 * link / 1e9 / 2)
+    price = tier_energy_per_bit(platform, "hbm")
+    if price is not None:
+        hbm_bytes = sum(figures["bytes_per_step"]["hbm"].values())
+        assert figures["energy_mj_per_token"]["hbm"] == pytest.approx(hbm_bytes * 8 * price / 1e9 / 2)
+
+
+def test_static_power_is_paid_for_the_time():
+    done = run("full", HBM)
+    figures = run_metrics(done.record)
+    watts = sum(part.static for part in done.record.platform.devices.values())
+    joules = watts * figures["step_ms"]["mean"] / 1000 / 2
+    assert figures["energy_mj_per_token"]["static"] == pytest.approx(joules * 1000)
+
+
+def test_a_filter_near_memory_pays_for_its_arithmetic_and_the_gpu_does_not():
+    done = run("ghostkv", CXL)
+    plan = done.record.plan
+    energy = run_metrics(done.record)["energy_mj_per_token"]
+    scanned = done.record.selection.scanned.sum()
+    filter_part = done.record.platform.devices["cxl_exp0"].filter
+    assert energy["filter"] == pytest.approx(scanned * 128 * 4 * filter_part.energy / 1e9 / 8)
+    gemm = 2 * 2 * (3 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336) + 4096 * 128256) * 4
+    attend = int((done.record.selection.hot_tokens + done.record.selection.read_tokens).sum()) * 4 * 128 * 4
+    gpu = done.record.platform.devices["gpu0"]
+    assert energy["gpu_compute"] == pytest.approx((gemm + attend) * gpu.compute_energy / 1e9 / 8)
+    assert plan.steps == 4
+
+
+def test_dpus_cost_power_while_they_run():
+    done = run("ghostkv", PIM)
+    part = done.record.platform.devices["upmem0"]
+    busy_s = done.record.utilisation["upmem0.dpus"] * done.end_ps / 1e12
+    expected = part.ranks * part.dpu_power * busy_s * 1000 / 8
+    assert run_metrics(done.record)["energy_mj_per_token"]["dpus"] == pytest.approx(expected)
+
+
+# --- quality --------------------------------------------------------------------------------------------------------
+
+
+def quality_selection():
+    """Return a Selection of two evaluations: the first serves three heads, the second one."""
+    whole = selection(policy("ghostkv"), llama("layers=2", "kv_heads=2", "q_heads=2"), hot=10, cold=100, read=20)
+    rng = np.random.default_rng(0)
+
+    def of(*shape):
+        return rng.integers(0, 50, shape)
+
+    return replace(
+        whole,
+        unit_of=np.array([[[0, 0], [0, 1]]], np.int32),
+        attended=np.array([[110], [110]]),
+        hot_tokens=np.array([[10], [10]]),
+        cold_tokens=np.array([[100], [100]]),
+        stored_tokens=np.array([[110], [110]]),
+        read_tokens=np.array([[20], [60]]),
+        needless_reads=np.array([[5], [10]]),
+        lost_mass=np.array([[[0.01]], [[0.05]]]),
+        top_cold=np.array([[[30]], [[20]]]),
+        top_eliminated=np.array([[[3]], [[0]]]),
+        bound_checks=of(2, 1, 1),
+        violations=np.array([[[1]], [[7]]]),
+    )
+
+
+def test_an_evaluation_counts_for_every_head_that_it_serves():
+    assert weights(quality_selection(), 1).tolist() == [3, 1]
+
+
+def test_rates_are_over_heads_not_over_evaluations():
+    figures = quality(quality_selection(), 1)
+    assert figures["resurrection_rate"] == (3 * 20 + 60) / 400
+    assert figures["elimination_rate"] == 1 - (3 * 20 + 60) / 400
+    assert figures["false_resurrection_rate"] == (3 * 5 + 10) / (3 * 20 + 60)
+    assert figures["false_elimination_rate"] == 9 / 110
+    assert figures["violations"] == 10
+
+
+def test_lost_mass_is_over_heads():
+    figures = quality(quality_selection(), 1)["lost_mass"]
+    assert figures["mean"] == pytest.approx((3 * 0.01 + 0.05) / 4)
+    assert figures["max"] == 0.05
+    assert figures["p99"] == pytest.approx(np.percentile([0.01, 0.01, 0.01, 0.05], 99))
+
+
+def test_a_ratio_over_nothing_is_zero():
+    nothing = replace(
+        quality_selection(),
+        cold_tokens=np.zeros((2, 1), np.int64),
+        read_tokens=np.zeros((2, 1), np.int64),
+        needless_reads=np.zeros((2, 1), np.int64),
+        top_cold=np.zeros((2, 1, 1), np.int64),
+        top_eliminated=np.zeros((2, 1, 1), np.int64),
+    )
+    figures = quality(nothing, 1)
+    rates = ("elimination_rate", "resurrection_rate", "false_elimination_rate", "false_resurrection_rate")
+    assert [figures[rate] for rate in rates] == [0.0] * 4
+
+
+def test_nothing_is_said_of_what_is_not_claimed():
+    figures = quality(replace(quality_selection(), violations=None), 1)
+    assert figures["violations"] is None
+    assert figures["certified_mass"] is None
+    assert figures["output_error"] is None
+
+
+def test_quality_per_step_agrees_with_the_whole():
+    columns = step_quality(quality_selection(), 1)
+    assert columns["read_tokens"] == [120]
+    assert columns["cold_tokens"] == [400]
+    assert columns["lost_mass_mean"] == pytest.approx([0.02])
+    assert columns["violations"] == [10]
+
+
+def test_spread_uses_the_linear_quantile():
+    assert spread(np.arange(101.0)) == {"mean": 50.0, "p99": 99.0, "max": 100.0}

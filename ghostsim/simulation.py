@@ -46,6 +46,7 @@ class Counters:
     wall_s: float = 0.0
     selection_wall_s: float = 0.0
     peak_rss_mb: float = 0.0
+    """Of the largest process."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def simulate(
         "compare": compare(runs, scenario.baseline),
     }
     counters.wall_s = time.perf_counter() - begun
-    counters.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    counters.peak_rss_mb = max(used) / 1024
     return Result(metrics, records, workloads, _notes(scenario, models, prints), recorded, counters)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import FifoServer
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A flow of `nbytes` units; with a server it waits its turn there and holds it while it flows."""
 
     flow_class: FlowClass
@@ -17,8 +16,7 @@ class Part:
     server: FifoServer | None = None
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """Flows that start together after a delay; the job ends with the last of them."""
 
     delay_ps: int = 0

@@ -48,6 +48,11 @@ class Route:
     links: tuple[LinkDevice, ...]
     between: tuple[HostCpuDevice | SwitchDevice, ...]
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What must be equal for two devices at the ends of two routes to be reached alike."""
+        return (*(link.link.model_dump(exclude={"between"}) for link in self.links), *self.between)
+
     def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
         """Return the cost of one direction; the latency is one way."""
         return join(

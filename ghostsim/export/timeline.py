@@ -68,8 +68,8 @@ def write_timeline(
     events = [_named("process_name", pid, 0, label) for label, pid in pids.items()]
     for label, lanes in by_lane.items():
         events += _process(pids[label], lanes)
-    for one in listed:
-        events += _counter_events(one, pids[one.label])
+    for counter in listed:
+        events += _counter_events(counter, pids[counter.label])
     about = {"metadata": dict(metadata), "counters": [_counter_header(one) for one in listed]}
     tail = json.dumps(about, separators=(",", ":"), allow_nan=False)
     text = '{"displayTimeUnit":"ns","traceEvents":[\n' + ",\n".join(events) + '\n],"otherData":' + tail + "}\n"

@@ -94,20 +94,19 @@ def run_metrics(record: Record) -> dict[str, Any]:
 
 def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, float]:
     totals = {place: int(sum(per_step.sum() for per_step in causes.values())) for place, causes in bytes_moved.items()}
-    scan = np.array([OPS[o] == "scan" for o in record.plan.op[: len(record.plan.names)]])
-    scanning = np.resize(scan, len(record.plan))
-    near = record.plan.tiers.get("index", "hbm") != "hbm"
-    scan_flops = int(record.plan.flops[scanning].sum())
+    plan = record.plan
+    near = plan.tiers.get("index", "hbm") != "hbm"
+    scan_flops, filter_flops = (int(plan.flops[plan.op == OPS.index(op)].sum()) for op in ("scan", "filter"))
     busy = [share for name, share in record.utilisation.items() if name.endswith(".dpus")]
     end_s = int(record.times.finish.max()) / PS_PER_S
     return energy_mj_per_token(
         record.platform,
         totals,
-        flops=int(record.plan.flops.sum()) - (scan_flops if near else 0),
-        filter_macs=scan_flops // 2 if near and record.plan.tiers["index"] == "cxl" else 0,
+        flops=int(plan.flops.sum()) - (scan_flops + filter_flops if near else 0),
+        filter_macs=scan_flops // 2 if near and plan.tiers["index"] == "cxl" else 0,
         pim_busy_s=sum(busy) * end_s,
         elapsed_s=elapsed_s,
-        tokens=record.batch * record.plan.steps,
+        tokens=record.batch * plan.steps,
     )
 
 

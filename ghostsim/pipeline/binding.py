@@ -6,10 +6,12 @@ it, and the links that the row's bytes cross.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import cast
+from functools import cache, partial
+from itertools import groupby
+from typing import NamedTuple, cast
 
 from ghostsim.config.model import Model
 from ghostsim.devices.cxl_expander import CxlExpanderDevice
@@ -19,14 +21,14 @@ from ghostsim.devices.leg import Leg, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
 from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
+from ghostsim.engine.server import FifoServer
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Op, Plan, Role
 from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.placement import Placement
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The sizes of one row of the plan."""
 
     nbytes: int
@@ -52,17 +54,37 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class _Site:
-    """A device of a tier with its share of the tier's bytes and the way to it."""
+    """Equal devices of a tier, their share of its bytes, and the ways to them.
+
+    Equal devices with equal shares run in lockstep. One flow therefore stands for all: a byte costs each of
+    them an equal part, and the requester keeps as much outstanding as all flows together would.
+    """
 
     name: str
-    device: Store
-    route: Route
-    part: int
-    parts: int
+    devices: tuple[Store, ...]
+    routes: tuple[Route, ...]
+    before: int
+    """Devices of the tier that come before these."""
+    of: int
+    """Devices of the tier."""
 
     def share(self, size: int) -> int:
-        """Return this device's share; the shares of all devices sum to the whole."""
-        return size * (self.part + 1) // self.parts - size * self.part // self.parts
+        """Return the share of these devices; the shares of all sites sum to the whole."""
+        return size * (self.before + len(self.devices)) // self.of - size * self.before // self.of
+
+    def records(self, runs: int) -> int:
+        """Return the share of one device in a number of pieces, as a power of two."""
+        return 1 << octave(self.share(runs) // len(self.devices))
+
+    def spread(self, way: Callable[[Store, Route], Leg]) -> Leg:
+        """Return the leg of a byte that is spread over the devices."""
+        legs = [way(device, route) for device, route in zip(self.devices, self.routes, strict=True)]
+        costs = tuple((resource, cost / len(legs)) for leg in legs for resource, cost in leg.costs)
+        return Leg(costs, legs[0].latency_ps)
+
+
+_Template = tuple[FlowClass, int, FifoServer | None]
+"""What does not depend on bytes: class of flows, delay, and the queue to wait in."""
 
 
 class Binder:
@@ -85,9 +107,10 @@ class Binder:
         away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
         self._check_filter()
-        self._fetch_class = cache(self._new_fetch_class)
-        self._store_class = cache(self._new_store_class)
-        self._transfer_class = cache(self._new_transfer_class)
+        self._scan = cache(self._new_scan)
+        self._fetch = cache(self._new_fetch)
+        self._store = cache(self._new_store)
+        self._transfer = cache(self._new_transfer)
 
     def _check_filter(self) -> None:
         """Refuse a filter that no device of its tier has."""
@@ -96,23 +119,25 @@ class Binder:
         if self.placement.site not in ("cxl", "pim"):
             raise ConfigError(f"found filter {self.placement.site}, expected one of gpu, cxl, pim")
         for site in self.sites[self.placement.index_tier]:
-            if isinstance(site.device, CxlExpanderDevice) and site.device.filter is None:
+            device = site.devices[0]
+            if isinstance(device, CxlExpanderDevice) and device.filter is None:
                 raise ConfigError(f"found filter cxl on {site.name}, expected an expander with a filter: block")
-            if isinstance(site.device, UpmemDevice) and self.stage.operand_bits > MOST_BITS:
+            if isinstance(device, UpmemDevice) and self.stage.operand_bits > MOST_BITS:
                 raise ConfigError(
                     f"found filter pim for a {self.stage.operand_bits}-bit index, expected at most {MOST_BITS} bits: "
                     "a DPU multiplies 8 x 8 bits"
                 )
 
     def _sites(self, tier: str) -> tuple[_Site, ...]:
-        stores = self.machine.stores(tier)
+        stores = [(name, device, self.machine.routes[name]) for name, device in self.machine.stores(tier)]
         if not stores:
             raise ConfigError(f"found tier {tier}, expected a tier of {self.machine.platform.name}: "
                               f"{', '.join(self.machine.platform.tiers)}")  # fmt: skip
-        return tuple(
-            _Site(name, device, self.machine.routes[name], part, len(stores))
-            for part, (name, device) in enumerate(stores)
-        )
+        sites: list[_Site] = []
+        for _, equal in groupby(stores, key=lambda store: (store[1].part, store[2].kind)):
+            names, devices, routes = zip(*equal, strict=True)
+            sites.append(_Site(names[0], devices, routes, sum(len(site.devices) for site in sites), len(stores)))
+        return tuple(sites)
 
     def bind(self, plan: Plan) -> tuple[Bound, ...]:
         """Return the devices of the plan's program, row by row."""
@@ -152,7 +177,8 @@ class Binder:
             "down": (model.hidden, model.intermediate),
             "head": (model.vocabulary, model.hidden),
         }[name]
-        return lambda row: self.gpu.gemm(self.batch, *shape, model.bytes_per_weight, row.nbytes)
+        job = cache(partial(self.gpu.gemm, self.batch, *shape, model.bytes_per_weight))
+        return lambda row: job(row.nbytes)
 
     def _attend(self, record_bytes: int, *, scattered: bool) -> Maker:
         def make(row: Row) -> Job:
@@ -168,36 +194,45 @@ class Binder:
     def _bind_scan(self, *, away: bool) -> Bound:
         if not away:
             return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
-        stage, sites = cast(IndexStage, self.stage), self.sites[self.placement.index_tier]
+        sites = self.sites[self.placement.index_tier]
 
         def make(row: Row) -> Job:
-            return _together([_scan_at(site, stage, self.model.q_per_kv, row) for site in sites])
+            return _job(row.nbytes, sites, [self._scan(site) for site in sites])
 
         return Bound(make, f"{self.placement.index_tier} filter")
+
+    def _new_scan(self, site: _Site) -> _Template:
+        stage = cast(IndexStage, self.stage)
+        jobs = [_scan_at(device, stage, self.model.q_per_kv, site.name) for device in site.devices]
+        flows = [part.flow_class for job in jobs for part in job.parts]
+        route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
+        flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
+        return flow_class, jobs[0].delay_ps, jobs[0].parts[0].server
 
     def _bind_filter(self, name: str) -> Bound:
         """Queries go down to the filter; ids or bitmaps come up."""
         sites, down = self.sites[self.placement.index_tier], name == "query"
 
         def make(row: Row) -> Job:
-            piece = rounded(row.nbytes / max(1, len(sites)))
-            return _together([self._transfer(site, row.nbytes, piece, down=down) for site in sites])
+            piece = rounded(row.nbytes / max(1, sites[0].of))
+            return _job(row.nbytes, sites, [self._transfer(site, piece, down) for site in sites])
 
         return Bound(make, f"{self.placement.index_tier} {'queries' if down else 'ids'}", _shares(sites))
 
-    def _transfer(self, site: _Site, nbytes: int, piece: int, *, down: bool) -> Job:
-        flow_class, latency_ps = self._transfer_class(site, piece, down)
-        server = site.device.mram if isinstance(site.device, UpmemDevice) else None
-        return Job(latency_ps, (Part(flow_class, site.share(nbytes), server),))
+    def _new_transfer(self, site: _Site, piece: int, down: bool) -> _Template:
+        def way(device: Store, route: Route) -> Leg:
+            legs = [route.carry(piece, write=down)]
+            if isinstance(device, UpmemDevice):
+                legs.append(device.write(piece, 1) if down else device.read(piece, 1))
+            if isinstance(device, CxlExpanderDevice):
+                legs.append(Leg((), device.part.controller // 2))
+            return join(legs)
 
-    def _new_transfer_class(self, site: _Site, piece: int, down: bool) -> tuple[FlowClass, int]:
-        legs = [site.route.carry(piece, write=down)]
-        if isinstance(site.device, UpmemDevice):
-            legs.append(site.device.write(piece, 1) if down else site.device.read(piece, 1))
-        if isinstance(site.device, CxlExpanderDevice):
-            legs.append(Leg((), site.device.part.controller // 2))
-        leg = join(legs)
-        return self.machine.network.flow_class(leg.costs, float(piece)), leg.latency_ps
+        device = site.devices[0]
+        return self._template(site, site.spread(way), piece, device.mram if isinstance(device, UpmemDevice) else None)
+
+    def _template(self, site: _Site, leg: Leg, weight: float, server: FifoServer | None = None) -> _Template:
+        return self.machine.network.flow_class(leg.costs, weight * len(site.devices)), leg.latency_ps, server
 
     # --- between tiers ---
 
@@ -206,58 +241,58 @@ class Binder:
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
-            return _together([self._fetch(site, row, piece, copied=copied) for site in sites])
+            templates = [self._fetch(site, piece, site.records(row.runs), copied) for site in sites]
+            return _job(row.nbytes, sites, templates)
 
         return Bound(make, f"{self.placement.kv_tier} fetch", _shares(sites))
 
-    def _fetch(self, site: _Site, row: Row, piece: int, *, copied: bool) -> Job:
-        flow_class, latency_ps = self._fetch_class(site, piece, 1 << octave(site.share(row.runs)), copied)
-        return Job(latency_ps, (Part(flow_class, site.share(row.nbytes)),))
+    def _new_fetch(self, site: _Site, piece: int, records: int, copied: bool) -> _Template:
+        def way(device: Store, route: Route) -> Leg:
+            there = route.carry(piece)
+            return join([device.read(piece, records), there, Leg((), there.latency_ps)])
 
-    def _new_fetch_class(self, site: _Site, piece: int, records: int, copied: bool) -> tuple[FlowClass, int]:
-        way = site.route.carry(piece)
-        source = join([site.device.read(piece, records), way, Leg((), way.latency_ps)])
-        leg, weight = self.gpu.copy_in(source, piece) if copied else self.gpu.read_in_place(source)
-        return self.machine.network.flow_class(leg.costs, weight), leg.latency_ps
+        source = site.spread(way)
+        return self._template(site, *(self.gpu.copy_in(source, piece) if copied else self.gpu.read_in_place(source)))
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
-            return _together([self._store(site, row, piece) for site in sites])
+            templates = [self._store(site, piece, site.records(row.runs)) for site in sites]
+            return _job(row.nbytes, sites, templates)
 
         return Bound(make, f"{tier} write", _shares(sites))
 
-    def _store(self, site: _Site, row: Row, piece: int) -> Job:
-        flow_class, latency_ps = self._store_class(site, piece, 1 << octave(site.share(row.runs)))
-        return Job(latency_ps, (Part(flow_class, site.share(row.nbytes)),))
+    def _new_store(self, site: _Site, piece: int, records: int) -> _Template:
+        def way(device: Store, route: Route) -> Leg:
+            return join([route.carry(piece, write=True), device.write(piece, records)])
 
-    def _new_store_class(self, site: _Site, piece: int, records: int) -> tuple[FlowClass, int]:
-        target = join([site.route.carry(piece, write=True), site.device.write(piece, records)])
-        leg, weight = self.gpu.copy_out(target, piece)
-        return self.machine.network.flow_class(leg.costs, weight), leg.latency_ps
+        return self._template(site, *self.gpu.copy_out(site.spread(way), piece))
 
 
-def _scan_at(site: _Site, stage: IndexStage, q_per_kv: int, row: Row) -> Job:
-    """Scan one device's share of an index where it lies."""
-    nbytes, device = site.share(row.nbytes), site.device
+def _scan_at(device: Store, stage: IndexStage, q_per_kv: int, name: str) -> Job:
+    """Return the scan of one byte of an index where it lies."""
     if isinstance(device, UpmemDevice):
-        return device.scan(stage, q_per_kv, nbytes)
+        return device.scan(stage, q_per_kv, 1)
     if isinstance(device, CxlExpanderDevice) and device.filter is not None:
-        macs_per_byte = stage.macs * q_per_kv / stage.record_bytes
-        return device.filter.scan(nbytes, macs_per_byte)
-    raise ConfigError(f"found a filter at {site.name}, expected a device that has one: a CXL expander or UPMEM")
+        return device.filter.scan(1, stage.macs * q_per_kv / stage.record_bytes)
+    raise ConfigError(f"found a filter at {name}, expected a device that has one: a CXL expander or UPMEM")
 
 
-def _together(jobs: Sequence[Job]) -> Job:
-    """Join the shares of several devices; the delay of the slowest counts for all."""
-    return Job(max(job.delay_ps for job in jobs), tuple(part for job in jobs for part in job.parts))
+def _job(nbytes: int, sites: Sequence[_Site], templates: Sequence[_Template]) -> Job:
+    """Deal bytes out to the sites of a tier; the delay of the slowest counts for all."""
+    if len(sites) == 1:
+        flow_class, delay_ps, server = templates[0]
+        return Job(delay_ps, (Part(flow_class, nbytes, server),))
+    parts = (
+        Part(flow_class, site.share(nbytes), server)
+        for site, (flow_class, _, server) in zip(sites, templates, strict=True)
+    )
+    return Job(max(delay_ps for _, delay_ps, _ in templates), tuple(parts))
 
 
 def _shares(sites: Sequence[_Site]) -> tuple[tuple[str, float], ...]:
-    shares: dict[str, float] = {}
-    for site in sites:
-        for link in site.route.links:
-            shares[link.name] = shares.get(link.name, 0.0) + 1.0 / site.parts
-    return tuple(shares.items())
+    """Return the links of a tier with the share of its bytes that crosses each."""
+    crossed = Counter(link.name for site in sites for route in site.routes for link in route.links)
+    return tuple((name, count / sites[0].of) for name, count in crossed.items())

@@ -12,8 +12,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from ghostsim.devices.job import Part
-from ghostsim.engine.clock import PS_PER_S, call_after
+from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import InvariantError
 from ghostsim.pipeline.binding import Bound, Row
@@ -42,7 +41,7 @@ class Executor:
     def __init__(self, env: simpy.Environment, network: Network, plan: Plan, bound: Sequence[Bound]) -> None:
         self.env, self.network, self.plan = env, network, plan
         self.makers = [row.make for row in bound]
-        self.columns = list(zip(*(c.tolist() for c in (plan.nbytes, plan.records, plan.runs, plan.flops)), strict=True))
+        self.rows = list(map(Row, *(c.tolist() for c in (plan.nbytes, plan.records, plan.runs, plan.flops))))
         self.waiting = np.diff(plan.offsets).tolist()
         self.successors = _successors(plan)
         rows = len(plan)
@@ -79,15 +78,19 @@ class Executor:
 
     def _begin(self, row: int) -> None:
         self.start[row] = int(self.env.now)
-        sizes = self.columns[row]
+        sizes = self.rows[row]
         if not any(sizes):
             self._end(row)
             return
-        job = self.makers[row % len(self.makers)](Row(*sizes))
-        parts = [part for part in job.parts if part.nbytes]
-        self.delay[row] = job.delay_ps
-        self.service[row] = max([self._alone(part.flow_class, part.nbytes) for part in parts], default=0)
-        self._launch(job.delay_ps, parts, self._ender(row, len(parts)))
+        delay_ps, parts = self.makers[row % len(self.makers)](sizes)
+        self.delay[row] = delay_ps
+        done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
+        for flow_class, nbytes, server in parts:
+            self.service[row] = max(self.service[row], self._alone(flow_class, nbytes))
+            if server is None:
+                self.network.start(flow_class, nbytes, done, delay_ps)
+            else:
+                server.submit(partial(self._serve, flow_class, nbytes, delay_ps), done)
 
     def _alone(self, flow_class: FlowClass, nbytes: int) -> int:
         """Return how long a flow takes alone, ps."""
@@ -96,23 +99,11 @@ class Executor:
             rate = self.solo_rates[flow_class] = flow_class.solo_rate / PS_PER_S
         return ceil(nbytes / rate)
 
-    def _launch(self, delay_ps: int, parts: Sequence[Part], done: Callable[[], None]) -> None:
-        start = self.network.start
-        for part in parts:
-            if part.server is None:
-                start(part.flow_class, part.nbytes, done, delay_ps)
-            else:
-                part.server.submit(partial(self._serve, part, delay_ps), done)
-        if not parts:
-            call_after(self.env, delay_ps, done)
+    def _serve(self, flow_class: FlowClass, nbytes: int, delay_ps: int, release: Callable[[], object]) -> None:
+        self.network.start(flow_class, nbytes, release, delay_ps)
 
-    def _serve(self, part: Part, delay_ps: int, release: Callable[[], object]) -> None:
-        self.network.start(part.flow_class, part.nbytes, release, delay_ps)
-
-    def _ender(self, row: int, parts: int) -> Callable[[], None]:
+    def _last_of(self, parts: int, row: int) -> Callable[[], None]:
         """Return what ends a row when the last of its parts calls it."""
-        if parts <= 1:
-            return lambda: self._end(row)
         left = parts
 
         def part_done() -> None:

@@ -144,7 +144,7 @@ def masked_sum(rows: Array, mask: Mask) -> npt.NDArray[np.float64]:
     """Sum `rows` [g, n] over a mask [n], in float64."""
     if not mask.any():
         return np.zeros(len(rows))
-    return wide_sum(rows * mask)
+    return wide_sum(rows * mask.astype(rows.dtype))
 
 
 class Oracle:

@@ -6,7 +6,7 @@ the error of the products' own accumulation (gamma_n = n * unit roundoff) is par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from ghostsim.policy.exact import Array, Block, softcapped
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
 
-_ROWS = 4096
+_ROWS = 2048
 _SEED = 0
 _FIT_ROWS = 16384
 _BEYOND_FP16 = 1e12
@@ -40,17 +40,31 @@ Claim = Literal["score", "logits", "cosine"]
 
 @dataclass(frozen=True, eq=False)
 class TokenIndex:
-    """One row per token: a bound is the product of a row with the projected query, plus a constant.
+    """One record per token: a bound is the product of the record with the projected query, plus a constant.
 
-    With `basis` [d, m] the query is projected first; with `norm_column` its norm meets the stored error norm.
-    `claim` names the scale in which the value is claimed to bound the exact score; None: it is an estimate.
+    `stored` [n, m] are integer codes (with the quantiser in `codes`), or numbers. With `basis` [d, m] the query is
+    projected first; `norms` [n] are stored error norms, which meet the norm of the query. `claim` names the scale in
+    which the value is claimed to bound the exact score; None: it is an estimate.
     """
 
-    table: Array
+    stored: Array
+    codes: Codes | None
     basis: Array | None
-    norm_column: bool
+    norms: Array | None
     constant: float
     claim: Claim | None
+
+    def records(self, rows: slice, dtype: npt.DTypeLike) -> Array:
+        """Return records [rows, m] or [rows, m + 1], the error norm last, as a reader sees them."""
+        part = self.stored[rows]
+        out = np.empty((len(part), part.shape[1] + (self.norms is not None)), dtype=dtype)
+        numbers = out[:, : part.shape[1]]
+        numbers[...] = part
+        if self.codes is not None:
+            self.codes.expand(numbers)
+        if self.norms is not None:
+            out[:, -1] = self.norms[rows]
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +99,18 @@ class Codes:
     step: Array
     largest: int
 
-    def decode(self, values: Array) -> Array:
-        """Return the stored values nearest to `values` [n, channels], exactly as a reader of the codes sees them."""
+    def encode(self, values: Array) -> npt.NDArray[np.uint8]:
+        """Return the codes of `values` [n, channels]."""
         out = values - self.low
         out /= self.step
         np.rint(out, out=out)
         np.clip(out, 0, self.largest, out=out)
-        out *= self.step
-        out += self.low
-        return out
+        return out.astype(np.uint8)
+
+    def expand(self, codes: Array) -> None:
+        """Turn codes, held as floats, into the numbers that they stand for, in place."""
+        codes *= self.step
+        codes += self.low
 
 
 def fit_codes(values: Array, bits: int) -> Codes:
@@ -122,17 +139,24 @@ def build_qkeys(keys: Array, fit: slice, bits: int) -> TokenIndex:
     n, d = keys.shape
     codes = fit_codes(keys[fit], bits)
     gamma = unit_roundoff(d + 1, keys.dtype)
-    table = np.empty((n, d + 1), dtype=keys.dtype)
+    stored, norms = np.empty((n, d), dtype=np.uint8), np.empty(n, dtype=keys.dtype)
     for rows in _chunks(n):
-        stored = codes.decode(keys[rows])
-        table[rows, :d] = stored
-        size = _norms(stored)
-        stored -= keys[rows]
-        error = _norms(stored)
-        # ||k|| <= size + error; every rounding above is a multiple of one of the two.
-        rho = _finite(rounded_up((error + gamma * (2 * size + error)) * (1 + gamma)), keys.dtype)
-        table[rows, d] = rho + 2 * gamma * (size + rho)
-    return TokenIndex(table, None, norm_column=True, constant=0.0, claim="score")
+        stored[rows] = codes.encode(keys[rows])
+        numbers = stored[rows].astype(keys.dtype)
+        codes.expand(numbers)
+        size = _norms(numbers)
+        numbers -= keys[rows]
+        norms[rows] = _error_norms(_norms(numbers), size, gamma)
+    return TokenIndex(stored, codes, None, norms, 0.0, "score")
+
+
+def _error_norms(error: Array, size: Array, gamma: float) -> Array:
+    """Return the fp16 norms that are stored for `error`, plus what the products' accumulation may add per ||q||.
+
+    Roundings on the way are relative to the stored vector (`size`) or to the key, whose norm is at most size + error.
+    """
+    rho = _finite(rounded_up((error + gamma * (2 * size + error)) * (1 + gamma)), error.dtype)
+    return np.asarray(rho + 2 * gamma * (size + rho))
 
 
 def build_sketch(keys: Array, fit: slice, sketch: Sketch) -> TokenIndex:
@@ -141,29 +165,34 @@ def build_sketch(keys: Array, fit: slice, sketch: Sketch) -> TokenIndex:
     m = sketch.dims
     if m > d:
         raise ConfigError(f"sketch.dims: found {m}, expected at most head_dim {d}, e.g. 32")
-    basis = principal_basis(keys[fit], m) if sketch.basis == "pca" else random_basis(d, m)
-    projector = basis.astype(keys.dtype)
-    projected = keys @ projector
-    store = _sketch_store(projected[fit], sketch.bits)
+    basis = (principal_basis(keys[fit], m) if sketch.basis == "pca" else random_basis(d, m)).astype(keys.dtype)
+    codes = None if sketch.bits == 16 else _fit_projected(keys[fit], basis, sketch.bits)
     gamma = unit_roundoff(d + m + 1, keys.dtype) * float(np.sqrt(m))
-    bound = sketch.residual == "single"
-    table = np.empty((n, m + bound), dtype=keys.dtype)
+    stored = np.empty((n, m), dtype=np.float16 if codes is None else np.uint8)
+    norms = np.empty(n, dtype=keys.dtype) if sketch.residual == "single" else None
     for rows in _chunks(n):
-        stored = store(projected[rows])
-        table[rows, :m] = stored
-        if bound:
-            size = _norms(stored)
-            error = _norms(keys[rows] - stored @ projector.T)
-            rho = _finite(rounded_up((error + gamma * (2 * size + error)) * (1 + gamma)), keys.dtype)
-            table[rows, m] = rho + 2 * gamma * (size + rho)
-    return TokenIndex(table, projector.astype(np.float64), bound, 0.0, "score" if bound else None)
+        projected = keys[rows] @ basis
+        stored[rows] = _half(projected) if codes is None else codes.encode(projected)
+        if norms is not None:
+            numbers = stored[rows].astype(keys.dtype)
+            if codes is not None:
+                codes.expand(numbers)
+            norms[rows] = _error_norms(_norms(keys[rows] - numbers @ basis.T), _norms(numbers), gamma)
+    return TokenIndex(stored, codes, basis.astype(np.float64), norms, 0.0, "score" if norms is not None else None)
 
 
-def _sketch_store(values: Array, bits: int) -> Callable[[Array], Array]:
-    if bits == 16:
-        largest = np.finfo(np.float16).max
-        return lambda x: np.clip(x, -largest, largest).astype(np.float16).astype(x.dtype)
-    return fit_codes(values, bits).decode
+def _half(values: Array) -> npt.NDArray[np.float16]:
+    largest = np.finfo(np.float16).max
+    return np.clip(values, -largest, largest).astype(np.float16)
+
+
+def _fit_projected(keys: Array, basis: Array, bits: int) -> Codes:
+    """Fit a quantiser on the projections of `keys`, evenly sampled where there are many; the rest is clipped."""
+    return fit_codes(_sample(keys) @ basis, bits)
+
+
+def _sample(keys: Array) -> Array:
+    return keys[:: max(1, len(keys) // _FIT_ROWS)]
 
 
 def principal_basis(keys: Array, m: int) -> npt.NDArray[np.float64]:
@@ -171,7 +200,7 @@ def principal_basis(keys: Array, m: int) -> npt.NDArray[np.float64]:
 
     Long contexts are sampled evenly: any basis is sound, and a covariance of 128 channels needs no million keys.
     """
-    sample = keys[:: max(1, len(keys) // _FIT_ROWS)]
+    sample = _sample(keys)
     moment = (sample.T @ sample).astype(np.float64)
     _, vectors = np.linalg.eigh((moment + moment.T) / 2)
     return np.ascontiguousarray(vectors[:, ::-1][:, :m])
@@ -190,7 +219,7 @@ def build_published(keys: Array, published: Published) -> TokenIndex:
     table = keys @ gaussian.astype(keys.dtype)
     if published.scale == "cosine":
         table /= np.maximum(_norms(table), np.finfo(np.float32).tiny)[:, None]
-    return TokenIndex(table, gaussian, False, published.epsilon + published.sigma, published.scale)
+    return TokenIndex(table, None, gaussian, None, published.epsilon + published.sigma, published.scale)
 
 
 def build_box(keys: Array, page: int) -> BoxIndex:
@@ -237,8 +266,10 @@ def token_scores(score: Score, index: TokenIndex | None, block: Block, head: Hea
         ages = np.arange(block.scores.shape[-1], dtype=block.scores.dtype)
         return np.broadcast_to(ages, block.scores.shape)
     n, g, d = block.queries.shape
-    rows = query_rows(index, block.queries.reshape(n * g, d), head.scale)
-    out = rows.astype(index.table.dtype) @ index.table[: block.scores.shape[-1]].T
+    queries = query_rows(index, block.queries.reshape(n * g, d), head.scale).astype(block.scores.dtype)
+    out = np.empty((n * g, block.scores.shape[-1]), dtype=queries.dtype)
+    for rows in _chunks(out.shape[1]):
+        np.matmul(queries, index.records(rows, queries.dtype).T, out=out[:, rows])
     if index.constant:
         out += out.dtype.type(index.constant)
     out = out.reshape(n, g, -1)
@@ -254,7 +285,7 @@ def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[n
         return np.asarray(projected / np.maximum(length, np.finfo(np.float32).tiny))
     if index.claim == "logits":
         return np.asarray(projected / np.sqrt(projected.shape[1]))
-    if not index.norm_column:
+    if index.norms is None:
         return projected * scale
     norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)
     return np.concatenate([projected, norms], axis=1) * scale

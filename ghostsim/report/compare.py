@@ -9,7 +9,7 @@ from typing import Any
 from ghostsim.report.figure import Figure, Table, View, axis, fill, plot, rows_axis, short
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import Verdict, limit
-from ghostsim.report.words import number, share
+from ghostsim.report.words import at_most, listing, number, share, times
 
 _MOST_DIFFERENCES = 200
 _UNSAID = ("source", "confidence", "summary")
@@ -19,6 +19,7 @@ _UNSAID = ("source", "confidence", "summary")
 class Comparison:
     """What the compare page shows."""
 
+    heading: str
     names: Sequence[str]
     verdicts: Sequence[Verdict]
     differences: Table
@@ -31,10 +32,40 @@ def comparison(runs: Sequence[RunFolder], verdicts: Sequence[Verdict]) -> Compar
     names = _names(runs)
     flat = [dict(_leaves(run.config)) for run in runs]
     paths = list(dict.fromkeys(path for leaves in flat for path in leaves))
-    differing = [path for path in paths if len({leaves.get(path, "–") for leaves in flat}) > 1]
-    rows = [[path, *(leaves.get(path, "–") for leaves in flat)] for path in differing[:_MOST_DIFFERENCES]]
+    differing = [path for path in paths if len({leaves.get(path, "-") for leaves in flat}) > 1]
+    rows = [[path, *(leaves.get(path, "-") for leaves in flat)] for path in differing[:_MOST_DIFFERENCES]]
     figures = [_figure(runs, names, "tokens_per_s"), _figure(runs, names, "p95")]
-    return Comparison(names, verdicts, Table(["Setting", *names], rows), max(0, len(differing) - len(rows)), figures)
+    return Comparison(
+        _heading(runs, names, verdicts[0].label),
+        names,
+        verdicts,
+        Table(["Setting", *names], rows),
+        max(0, len(differing) - len(rows)),
+        figures,
+    )
+
+
+def _heading(runs: Sequence[RunFolder], names: Sequence[str], label: str) -> str:
+    """Say how the run that the first folder is about fares in the others."""
+    found = {
+        name: run.metrics["runs"][label] for name, run in zip(names, runs, strict=True) if label in run.metrics["runs"]
+    }
+    base = found[names[0]]
+    clauses = [_clause(name, each, names[0], base) for name, each in found.items() if name != names[0]]
+    if not clauses:
+        return f"{label} of {names[0]} has no counterpart in {listing(list(names[1:])) or 'another folder'}."
+    best = min(found, key=lambda name: found[name]["step_ms"]["p95"])
+    lost, busiest = at_most(found[best]["quality"]["lost_mass"]["max"]), limit(found[best])
+    bound = f"; the limit there is {busiest[0]} ({share(busiest[1])} busy)" if busiest else ""
+    return f"{label} {listing(clauses)}. In {best} it loses at most {lost} of attention mass{bound}."
+
+
+def _clause(name: str, each: Mapping[str, Any], base_name: str, base: Mapping[str, Any]) -> str:
+    mine, theirs = each["step_ms"]["p95"], base["step_ms"]["p95"]
+    batches = "" if each["batch"] == base["batch"] else f", batch {each['batch']} against {base['batch']}"
+    word = "faster" if mine < theirs else "slower"
+    ratio = f"{times(max(mine, theirs) / min(mine, theirs))} {word} than" if mine != theirs else "as fast as"
+    return f"in {name} is {ratio} in {base_name} at p95 ({number(mine)} ms against {number(theirs)} ms{batches})"
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
@@ -57,7 +88,12 @@ def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 _MEASURES = {
-    "tokens_per_s": ("compare-throughput", "Tokens per second", "Tokens per second of the whole batch", "Longer is better."),
+    "tokens_per_s": (
+        "compare-throughput",
+        "Tokens per second",
+        "Tokens per second of the whole batch",
+        "Longer is better.",
+    ),
     "p95": ("compare-latency", "Step latency, p95", "Step latency p95, ms", "Shorter is better."),
 }
 
@@ -79,11 +115,23 @@ def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Fi
             "marker": fill(index),
             "hovertemplate": "%{y}, %{fullData.name}: %{x:.4~g}<extra></extra>",
         }
-        for index, (name, found) in enumerate((name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True))
+        for index, (name, found) in enumerate(
+            (name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True)
+        )
     ]
     height = 120 + (14 + 16 * len(runs)) * len(labels)
-    drawn = plot(traces, height, barmode="group", xaxis=axis(f"{across} (log)", type="log"), yaxis=rows_axis(labels))
-    rows = [_row(name, label, each) for name, run in zip(names, runs, strict=True) for label, each in run.metrics["runs"].items()]
+    drawn = plot(
+        traces,
+        height,
+        barmode="group",
+        xaxis=axis(f"{across} (log)", type="log", dtick="D2", tickformat=",.4~r"),
+        yaxis=rows_axis(labels),
+    )
+    rows = [
+        _row(name, label, each)
+        for name, run in zip(names, runs, strict=True)
+        for label, each in run.metrics["runs"].items()
+    ]
     header = ["Folder", "Run", "Batch", "Tokens/s", "p50, ms", "p95, ms", "Lost mass max", "Limit"]
     return Figure(key, title, f"{caption} The axis is logarithmic.", [View("", drawn)], Table(header, rows))
 
@@ -92,4 +140,4 @@ def _row(name: str, label: str, each: Mapping[str, Any]) -> list[str]:
     busiest = limit(each)
     figures = [number(each["tokens_per_s"]), number(each["step_ms"]["p50"]), number(each["step_ms"]["p95"])]
     lost = share(each["quality"]["lost_mass"]["max"])
-    return [name, label, str(each["batch"]), *figures, lost, f"{busiest[0]} {share(busiest[1])}" if busiest else "–"]
+    return [name, label, str(each["batch"]), *figures, lost, f"{busiest[0]} {share(busiest[1])}" if busiest else "-"]

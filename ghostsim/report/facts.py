@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from ghostsim.config.catalogue import Provenance, assumed_numbers
+from ghostsim.config.catalogue import assumed_numbers
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import BoundCheck, Facts
 
@@ -18,13 +17,8 @@ def facts_of(run: RunFolder) -> Facts:
         not_lossless=frozenset(label for label, lossless in (workload.get("lossless") or {}).items() if not lossless),
         bounds=bound_checks(run.steps),
         workload=workload,
-        assumed=len(assumed(run.config)),
+        assumed=len(assumed_numbers(run.config)),
     )
-
-
-def assumed(config: Mapping[str, Any]) -> list[Provenance]:
-    """Return the hardware numbers of a scenario that are assumptions."""
-    return assumed_numbers(config)
 
 
 def bound_checks(steps: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, BoundCheck]:

@@ -23,9 +23,20 @@ PALETTE = (
     "#8c8c8c",
     "#b0683c",
 )
-"""Distinguishable under the common forms of colour blindness, on white and on near-black (after Okabe and Ito, 2008)."""
-PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|", "", "/")
-SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star", "hexagon", "bowtie", "pentagon", "triangle-down")
+"""Distinguishable for most colour-blind readers, on white and on near-black (after Okabe and Ito, 2008)."""
+PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "cross",
+    "triangle-up",
+    "star",
+    "hexagon",
+    "bowtie",
+    "pentagon",
+    "triangle-down",
+)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 Trace = dict[str, Any]
@@ -63,7 +74,7 @@ class Figure:
     """What the reader picks, e.g. run."""
 
 
-def plot(traces: Sequence[Trace], height: int, **layout: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's layout
+def plot(traces: Sequence[Trace], height: int, **layout: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's layout)
     """Return a Plotly figure with the margins, legend and hover of all figures of a report."""
     common = {
         "height": height,
@@ -75,12 +86,15 @@ def plot(traces: Sequence[Trace], height: int, **layout: Any) -> dict[str, Any]:
     return {"data": list(traces), "layout": common | layout}
 
 
-def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's axis
+_PLAIN_NUMBERS = {"exponentformat": "none", "separatethousands": True}
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)
     """Return an axis whose title names quantity and unit."""
-    return {"title": {"text": title}, "automargin": True, "zeroline": False} | more
+    return {"title": {"text": title}, "automargin": True, "zeroline": False} | _PLAIN_NUMBERS | more
 
 
-def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: ANN401: Plotly's axis
+def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)
     """Return a category axis with the first label on top."""
     listed = {"type": "category", "categoryorder": "array", "categoryarray": list(labels)}
     return listed | {"autorange": "reversed", "automargin": True, "title": {"text": ""}} | more
@@ -88,7 +102,7 @@ def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: AN
 
 def stacked(labels: Sequence[str], parts: Mapping[str, Sequence[float]], hover: str) -> list[Trace]:
     """Return horizontal stacked bars, told apart by colour and by pattern; a part without any value is left out."""
-    drawn = [(i, name, values) for i, (name, values) in enumerate(parts.items()) if any(values)]
+    shown = [(colour, name, values) for colour, (name, values) in enumerate(parts.items()) if any(values)]
     return [
         {
             "type": "bar",
@@ -96,16 +110,17 @@ def stacked(labels: Sequence[str], parts: Mapping[str, Sequence[float]], hover: 
             "name": name,
             "y": list(labels),
             "x": [short(value) for value in values],
-            "marker": fill(i),
+            "marker": fill(colour, pattern),
             "hovertemplate": f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
         }
-        for i, name, values in drawn
+        for pattern, (colour, name, values) in enumerate(shown)
     ]
 
 
-def fill(index: int) -> dict[str, Any]:
-    """Return the colour and pattern of the part `index`."""
-    colour, pattern = PALETTE[index % len(PALETTE)], PATTERNS[index % len(PATTERNS)]
+def fill(index: int, pattern_index: int | None = None) -> dict[str, Any]:
+    """Return the colour and pattern of the part `index`; parts that keep their colour may count patterns apart."""
+    colour = PALETTE[index % len(PALETTE)]
+    pattern = PATTERNS[(index if pattern_index is None else pattern_index) % len(PATTERNS)]
     line = {"width": 0.5, "color": "rgba(128,128,128,0.6)"}
     if not pattern:
         return {"color": colour, "line": line}
@@ -124,7 +139,7 @@ def script_json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def inert(data: object, *, markup: bool = False) -> Any:  # noqa: ANN401: mirrors its argument
+def inert(data: object, *, markup: bool = False) -> Any:  # noqa: ANN401  (mirrors its argument)
     """Escape every text of a Plotly figure, which Plotly would read as markup; only templates are ours and stay."""
     if isinstance(data, Mapping):
         return {key: inert(value, markup=str(key).endswith("template")) for key, value in data.items()}

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, Trace, View, axis, fill, plot, rows_axis, short
+from ghostsim.report.figure import (
+    DASHES,
+    PALETTE,
+    SYMBOLS,
+    Figure,
+    Table,
+    Trace,
+    View,
+    axis,
+    fill,
+    plot,
+    rows_axis,
+    short,
+)
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import TIERS, BoundCheck, Runs, all_bytes, claims_bound, is_sound, kv_bytes, sound_twin
@@ -24,14 +37,20 @@ def bytes_moved(run: RunFolder) -> Figure:
     views = [View(name, _facets(runs, some)) for name, some in (("tiers", tiers), ("links", links)) if some]
     header = ["Run", "Batch", "Where", *CAUSES, "All"]
     rows = [
-        [label, str(each["batch"]), place, *(size(causes.get(cause, 0)) for cause in CAUSES), size(sum(causes.values()))]
+        [
+            label,
+            str(each["batch"]),
+            place,
+            *(size(causes.get(cause, 0)) for cause in CAUSES),
+            size(sum(causes.values())),
+        ]
         for label, each in runs.items()
         for place, causes in each["bytes_per_step"].items()
         if any(causes.values())
     ]
     caption = (
-        "Mean per decode step of the whole batch; each column has its own scale. KV that is copied to the GPU counts in "
-        "its own tier and again in hbm where it is attended; a link carries what its tier gives."
+        "Mean per decode step of the whole batch; each column has its own scale. KV that is copied to the GPU counts "
+        "in its own tier and again in hbm where it is attended; a link carries what its tier gives."
     )
     return Figure("bytes", "Bytes by tier and cause", caption, views, Table(header, rows), picker="places")
 
@@ -75,13 +94,23 @@ def quality(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
         traces,
         460,
         xaxis=axis("Index and KV bytes per step and request (log)", type="log", tickformat=".2~s", ticksuffix="B"),
-        yaxis=axis("Lost attention mass: mean (open), max (filled)", type="log", tickformat=".0e", range=[-8.4, 0.3]),
+        yaxis=axis("Lost attention mass (log)", type="log", tickformat=".0e", range=[-8.4, 0.3]),
     )
-    header = ["Run", "Index and KV bytes per request", "KV bytes", "Lost mass mean", "p99", "Max", "Certified max", "Lossless"]
+    header = [
+        "Run",
+        "Index and KV bytes per request",
+        "KV bytes",
+        "Lost mass mean",
+        "p99",
+        "Max",
+        "Certified max",
+        "Lossless",
+    ]
     rows = [_quality_row(label, each, label in not_lossless) for label, each in runs.items()]
     caption = (
-        "Lower and further left is better. The line of a run goes from its mean to its worst query head and step. "
-        "Runs on the bottom line lose at most 1e-8. A format such as int4 changes scores, which lost mass does not show."
+        "Lower and further left is better. A line goes from the mean of a run (open) to its worst query head and step "
+        "(filled). Runs on the bottom line lose at most 1e-8. A format such as int4 changes scores, which lost mass "
+        "does not show."
     )
     return Figure("quality", "Quality against bytes", caption, [View("", drawn)], Table(header, rows))
 
@@ -96,7 +125,12 @@ def _quality_trace(label: str, each: Mapping[str, Any], index: int) -> Trace:
         "x": [short(all_bytes(each))] * 2,
         "y": [max(lost["mean"], _FLOOR), max(lost["max"], _FLOOR)],
         "customdata": [share(lost["mean"]) + " mean", share(lost["max"]) + " max"],
-        "marker": {"symbol": [f"{symbol}-open", symbol], "size": 12, "color": colour, "line": {"width": 2, "color": colour}},
+        "marker": {
+            "symbol": [f"{symbol}-open", symbol],
+            "size": 12,
+            "color": colour,
+            "line": {"width": 2, "color": colour},
+        },
         "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
         "hovertemplate": "%{fullData.name}: %{x:.3s}B, %{customdata}<extra></extra>",
     }
@@ -145,7 +179,13 @@ def elimination(run: RunFolder) -> Figure:
         "tokens among the 32 best scores that were lost; read without need: read although an oracle at the same "
         "tolerance would not."
     )
-    return Figure("elimination", "Elimination and resurrection", caption, [View("", drawn)], Table(["Run", *_RATES.values()], rows))
+    return Figure(
+        "elimination",
+        "Elimination and resurrection",
+        caption,
+        [View("", drawn)],
+        Table(["Run", *_RATES.values()], rows),
+    )
 
 
 def bounds(run: RunFolder, checks: Mapping[str, BoundCheck]) -> Figure | None:
@@ -155,16 +195,28 @@ def bounds(run: RunFolder, checks: Mapping[str, BoundCheck]) -> Figure | None:
         return None
     below = [checks[label].below * 100 if label in checks else 0.0 for label in runs]
     lost = [each["quality"]["lost_mass"]["max"] * 100 for each in runs.values()]
-    traces = [_bound_bars(runs, below, 0, "bound below the true score", "x"), _bound_bars(runs, lost, 1, "worst lost mass", "x2")]
-    left = axis("Bounds below the true score, %", domain=[0, 0.46], rangemode="tozero")
-    right = axis("Worst lost attention mass, %", domain=[0.54, 1], rangemode="tozero")
+    traces = [
+        _bound_bars(runs, below, 0, "bound below the true score", "x"),
+        _bound_bars(runs, lost, 1, "worst lost mass", "x2"),
+    ]
+    left = axis("Bounds below the true score, %", domain=[0, 0.46], range=[0, max([*below, 1.0]) * 1.25])
+    right = axis("Worst lost attention mass, %", domain=[0.54, 1], range=[0, max([*lost, 1.0]) * 1.25])
     drawn = plot(traces, row_height(len(runs)), xaxis=left, xaxis2=right, yaxis=rows_axis(list(runs)))
-    header = ["Run", "Claims", "Below the true score", "Times", "Mass of those tokens, mean", "Lost mass mean", "Lost mass max"]
+    header = [
+        "Run",
+        "Claims",
+        "Below the true score",
+        "Times",
+        "Mass of those tokens, mean",
+        "Lost mass mean",
+        "Lost mass max",
+    ]
     header += ["Index and KV bytes per request", "Sound run beside it"]
     rows = [_bound_row(run.metrics["runs"], label, checks.get(label)) for label in runs]
     caption = (
-        "An upper bound must never lie below the true score. Where it does, the policy may eliminate tokens that matter, "
-        "and nothing warns. A sound bound shows nothing on the left; compare it with an unsound one at equal bytes."
+        "An upper bound must never lie below the true score. Where it does, the policy may eliminate tokens that "
+        "matter, and nothing warns. A sound bound shows nothing on the left; compare it with an unsound one at equal "
+        "bytes."
     )
     return Figure("bounds", "Are the bounds bounds?", caption, [View("", drawn)], Table(header, rows))
 
@@ -178,7 +230,8 @@ def _bound_bars(runs: Runs, values: Sequence[float], index: int, name: str, xaxi
         "x": [short(value) for value in values],
         "xaxis": xaxis,
         "text": [share(value / 100) for value in values],
-        "textposition": "auto",
+        "textposition": "outside",
+        "cliponaxis": False,
         "marker": fill(index),
         "hovertemplate": "%{y}: %{x:.3~g} %<extra></extra>",
     }
@@ -189,25 +242,47 @@ def _bound_row(runs: Runs, label: str, check: BoundCheck | None) -> list[str]:
     found, sound = each["quality"], is_sound(each)
     claim = "sound certificate" if sound else "bound on scores" if found["violations"] == 0 else "broken bound"
     twin = None if sound else sound_twin(runs, label)
-    beside = f"{twin}: {share(runs[twin]['quality']['lost_mass']['max'])} lost, {size(all_bytes(runs[twin]))}" if twin else "–"
-    mass = [share(check.below if check else None), f"{found['violations']:,}", share(check.violated_mass if check else None)]
+    beside = (
+        f"{twin}: {share(runs[twin]['quality']['lost_mass']['max'])} lost, {size(all_bytes(runs[twin]))}"
+        if twin
+        else "-"
+    )
+    mass = [
+        share(check.below if check else None),
+        f"{found['violations']:,}",
+        share(check.violated_mass if check else None),
+    ]
     lost = [share(found["lost_mass"][name]) for name in ("mean", "max")]
     return [label, claim, *mass, *lost, size(all_bytes(each)), beside]
 
 
 def lost_by_step(run: RunFolder) -> Figure | None:
     """The worst lost mass of every step."""
-    series = {label: columns.get("lost_mass_max", ()) for label, columns in run.steps.items() if label in run.metrics["runs"]}
+    series = {
+        label: columns.get("lost_mass_max", ()) for label, columns in run.steps.items() if label in run.metrics["runs"]
+    }
     losing = {label: values for label, values in series.items() if any(values)}
     if not losing:
         return None
     names = list(run.metrics["runs"])
-    traces = [_line(label, [None if v is None else max(v, _FLOOR) for v in values], names.index(label)) for label, values in losing.items()]
+    traces = [
+        _line(label, [None if v is None else max(v, _FLOOR) for v in values], names.index(label))
+        for label, values in losing.items()
+    ]
     up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e", range=[-8.4, 0.3])
     drawn = plot(traces, 380, xaxis=axis("Decode step"), yaxis=up)
     rows = [[label, *_step_spread([v for v in values if v is not None])] for label, values in losing.items()]
-    caption = "The worst query head of each step. A line that climbs is a policy that forgets; a sound policy stays below its tolerance."
-    return Figure("lost-by-step", "Lost mass, step by step", caption, [View("", drawn)], Table(["Run", "Lowest", "Median", "Highest"], rows))
+    caption = (
+        "The worst query head of each step. A line that climbs is a policy that forgets; a sound policy stays below "
+        "its tolerance."
+    )
+    return Figure(
+        "lost-by-step",
+        "Lost mass, step by step",
+        caption,
+        [View("", drawn)],
+        Table(["Run", "Lowest", "Median", "Highest"], rows),
+    )
 
 
 def _line(label: str, values: Sequence[float | None], index: int) -> Trace:
@@ -236,10 +311,26 @@ def lost_by_context(run: RunFolder) -> Figure | None:
     names = list(run.metrics["runs"])
     traces, rows = [], []
     for label, points in found.items():
-        line = _line(label, [max(point["max"], _FLOOR) for point in points], names.index(label) if label in names else 0)
-        traces.append(line | {"x": [point["context_tokens"] for point in points], "hovertemplate": "%{x} tokens: %{y:.2~e}<extra></extra>"})
-        rows += [[label, number(point["context_tokens"], 9), share(point["mean"]), share(point["max"])] for point in points]
+        line = _line(
+            label, [max(point["max"], _FLOOR) for point in points], names.index(label) if label in names else 0
+        )
+        traces.append(
+            line
+            | {
+                "x": [point["context_tokens"] for point in points],
+                "hovertemplate": "%{x} tokens: %{y:.2~e}<extra></extra>",
+            }
+        )
+        rows += [
+            [label, number(point["context_tokens"], 9), share(point["mean"]), share(point["max"])] for point in points
+        ]
     up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e")
     drawn = plot(traces, 380, xaxis=axis("Context, tokens (log)", type="log"), yaxis=up)
-    caption = "The left end is the length at which attention was recorded, the right end the length that was simulated from it."
-    return Figure("lost-by-context", "Lost mass and context length", caption, [View("", drawn)], Table(["Run", "Context", "Mean", "Max"], rows))
+    caption = "The left end is the recorded length, the right end the length that was simulated from it."
+    return Figure(
+        "lost-by-context",
+        "Lost mass and context length",
+        caption,
+        [View("", drawn)],
+        Table(["Run", "Context", "Mean", "Max"], rows),
+    )

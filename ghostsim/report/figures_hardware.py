@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ghostsim.export.timeline import Counter
+from ghostsim.report.capacities import bandwidths
 from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
-from ghostsim.report.topology import bandwidths
+from ghostsim.report.topology import platform_of
 from ghostsim.report.verdict import Runs
 from ghostsim.report.words import number, share, size
 
@@ -49,7 +50,9 @@ def utilisation(run: RunFolder) -> Figure:
         "100, the step waits for latencies or for one thing after another. A name says device or link, then its part; "
         "links end in .down towards the device. Resources under 1 % everywhere are only in the table."
     )
-    return Figure("utilisation", "How busy each resource is", caption, [View("", drawn)], Table(["Resource", *runs], rows))
+    return Figure(
+        "utilisation", "How busy each resource is", caption, [View("", drawn)], Table(["Resource", *runs], rows)
+    )
 
 
 def _busy(each: Mapping[str, Any], name: str) -> float:
@@ -63,18 +66,20 @@ def over_time(run: RunFolder, chosen: str) -> Figure | None:
         by_label.setdefault(each.label, []).append(each)
     if not by_label:
         return None
-    capacity = bandwidths(run.config)
     views, rows = [], []
     for label, counters in by_label.items():
+        known = bandwidths(platform_of(run.config, label))
         busiest = sorted(counters, key=lambda one: -float(np.mean(one.values or [0.0])))[:_MOST_PANELS]
         shown = [each for each in busiest if max(each.values, default=0.0) >= _IDLE] or busiest[:1]
-        views.append(View(label, _panels(shown, capacity)))
-        rows += [_counter_row(each, _capacity(each, capacity)) for each in shown]
+        views.append(View(label, _panels(shown, known)))
+        rows += [_counter_row(each, _capacity(each, known)) for each in shown]
     labels = list(by_label)
-    table = Table(["Run", "Resource", "Mean", "Lowest bin", "Highest bin", "100 % is", "Mean bandwidth"], rows)
+    table = Table(
+        ["Run", "Resource", "Mean", "Lowest bin", "Highest bin", "100 % is", "Mean bandwidth with overhead"], rows
+    )
     caption = (
         "Each panel is one resource from 0 to 100 % busy; the right-hand note says what 100 % is, so a panel reads as "
-        "bandwidth too. Flat and full is a bottleneck; teeth are phases that do not overlap."
+        "bandwidth too, headers and other overhead of the transfer included. Flat and full is a bottleneck; teeth are phases that do not overlap."
     )
     chosen_index = labels.index(chosen) if chosen in labels else 0
     return Figure("over-time", "Bandwidth and utilisation over time", caption, views, table, chosen_index, "run")
@@ -132,8 +137,8 @@ def _area(counter: Counter, yaxis: str) -> Trace:
 def _counter_row(counter: Counter, capacity: float | None) -> list[str]:
     values = counter.values or [0.0]
     mean = float(np.mean(values))
-    full = f"{size(capacity)}/s" if capacity else "–"
-    bandwidth = f"{size(capacity * mean)}/s" if capacity else "–"
+    full = f"{size(capacity)}/s" if capacity else "-"
+    bandwidth = f"{size(capacity * mean)}/s" if capacity else "-"
     return [counter.label, counter.resource, share(mean), share(min(values)), share(max(values)), full, bandwidth]
 
 
@@ -145,11 +150,7 @@ def energy(run: RunFolder) -> Figure:
     views = [View("all", _energy_plot(runs, names))]
     if len(moving) < len(names):
         views.append(View("without static power", _energy_plot(runs, moving)))
-    rows = [
-        [label, *(number(each["energy_mj_per_token"].get(name, 0)) for name in names)]
-        + [number(sum(each["energy_mj_per_token"].values()))]
-        for label, each in runs.items()
-    ]
+    rows = [[label, *map(number, _energies(each, names))] for label, each in runs.items()]
     caption = (
         "Static power is paid for as long as a token takes, so a slow run pays it longest; the other view shows what "
         "moving and computing cost. Parts whose energy nobody states count as zero."
@@ -158,10 +159,21 @@ def energy(run: RunFolder) -> Figure:
     return Figure("energy", "Energy per token", caption, views, Table(header, rows), picker="energy")
 
 
+def _energies(each: Mapping[str, Any], names: Sequence[str]) -> list[float]:
+    spent = each["energy_mj_per_token"]
+    return [*(spent.get(name, 0) for name in names), sum(spent.values())]
+
+
 def _energy_plot(runs: Runs, names: Sequence[str]) -> dict[str, Any]:
     parts = {name: [each["energy_mj_per_token"].get(name, 0) for each in runs.values()] for name in names}
     traces = stacked(list(runs), parts, "%{x:.4~g} mJ")
-    return plot(traces, row_height(len(runs)) + 40, barmode="stack", xaxis=axis("Energy per token, mJ"), yaxis=rows_axis(list(runs)))
+    return plot(
+        traces,
+        row_height(len(runs)) + 40,
+        barmode="stack",
+        xaxis=axis("Energy per token, mJ"),
+        yaxis=rows_axis(list(runs)),
+    )
 
 
 def capacity(run: RunFolder) -> Figure:
@@ -170,7 +182,18 @@ def capacity(run: RunFolder) -> Figure:
     tiers = list(dict.fromkeys(tier for each in runs.values() for tier in each["capacity_bytes"]))
     parts = {tier: [each["capacity_bytes"].get(tier, 0) / 1e9 for each in runs.values()] for tier in tiers}
     across = axis("Capacity in use, GB")
-    drawn = plot(stacked(list(runs), parts, "%{x:.4~g} GB"), row_height(len(runs)), barmode="stack", xaxis=across, yaxis=rows_axis(list(runs)))
-    rows = [[label, str(each["batch"]), *(size(each["capacity_bytes"].get(tier, 0)) for tier in tiers)] for label, each in runs.items()]
-    caption = "Weights, KV, index and buffers at the largest length of the run. What does not fit fails before it starts."
+    drawn = plot(
+        stacked(list(runs), parts, "%{x:.4~g} GB"),
+        row_height(len(runs)),
+        barmode="stack",
+        xaxis=across,
+        yaxis=rows_axis(list(runs)),
+    )
+    rows = [
+        [label, str(each["batch"]), *(size(each["capacity_bytes"].get(tier, 0)) for tier in tiers)]
+        for label, each in runs.items()
+    ]
+    caption = (
+        "Weights, KV, index and buffers at the largest length of the run. What does not fit fails before it starts."
+    )
     return Figure("capacity", "Capacity in use", caption, [View("", drawn)], Table(["Run", "Batch", *tiers], rows))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ghostsim.export.timeline import Slice
 from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, fill, plot, rows_axis, short, stacked
@@ -25,14 +26,18 @@ def latency(run: RunFolder) -> Figure:
     traces = [_steps(run, list(runs))] + [_quantile(runs, name, symbol) for name, symbol in _QUANTILES]
     header = ["Run", "Batch", "Mean, ms", "p50, ms", "p95, ms", "p99, ms", "Max, ms", "Steps"]
     rows = [
-        [label, str(each["batch"]), *(number(each["step_ms"][q]) for q in ("mean", "p50", "p95", "p99", "max"))]
-        + [str(each["step_ms"]["n"])]
+        [label, str(each["batch"]), *(number(each["step_ms"][q]) for q in ("mean", "p50", "p95", "p99", "max", "n"))]
         for label, each in runs.items()
     ]
     drawn = plot(
-        traces, row_height(len(runs)), xaxis=axis("Step latency, ms (log)", type="log"), yaxis=rows_axis(list(runs))
+        traces,
+        row_height(len(runs)),
+        xaxis=axis("Step latency, ms (log)", type="log", dtick="D2", tickformat=",.4~r"),
+        yaxis=rows_axis(list(runs)),
     )
-    caption = "Further left is better. A dot is one decode step of the whole batch; read the batch beside it in the table."
+    caption = (
+        "Further left is better. A dot is one decode step of the whole batch; read the batch beside it in the table."
+    )
     return Figure("latency", "Step latency", caption, [View("", drawn)], Table(header, rows))
 
 
@@ -86,7 +91,9 @@ def throughput(run: RunFolder) -> Figure:
     longest = max(each["tokens_per_s"] for each in runs.values())
     across = axis("Tokens per second of the whole batch", range=[0, longest * 1.25])
     drawn = plot([bars], row_height(len(runs)), xaxis=across, yaxis=rows_axis(list(runs)))
-    caption = "Longer is better, and the fair measure where batches differ: memory that holds more requests earns them here."
+    caption = (
+        "Longer is better, and the fair measure where batches differ: memory that holds more requests earns them here."
+    )
     return Figure("throughput", "Tokens per second", caption, [View("", drawn)], Table(header, rows))
 
 
@@ -95,13 +102,12 @@ def critical_path(run: RunFolder) -> Figure:
     runs = run.metrics["runs"]
     causes = list(CAUSES) + [c for each in runs.values() for c in each["critical_path_ms"] if c not in CAUSES]
     causes = list(dict.fromkeys(causes))
-    views = [View("share of the step", _path_plot(runs, causes, relative=True)), View("ms", _path_plot(runs, causes, relative=False))]
-    header = ["Run", *(f"{cause}, ms" for cause in causes), "Sum, ms", "Mean step, ms"]
-    rows = [
-        [label, *(number(each["critical_path_ms"].get(cause, 0)) for cause in causes)]
-        + [number(sum(each["critical_path_ms"].values()), 5), number(each["step_ms"]["mean"], 5)]
-        for label, each in runs.items()
+    views = [
+        View("share of the step", _path_plot(runs, causes, relative=True)),
+        View("ms", _path_plot(runs, causes, relative=False)),
     ]
+    header = ["Run", *(f"{cause}, ms" for cause in causes), "Sum, ms", "Mean step, ms"]
+    rows = [_path_row(label, each, causes) for label, each in runs.items()]
     caption = (
         "Of all that happens in a step, only what the step waits for is counted, so the parts sum to it. "
         "fetch_queue is time a fetch lost to other traffic, fetch_service what it takes alone."
@@ -109,8 +115,16 @@ def critical_path(run: RunFolder) -> Figure:
     return Figure("critical-path", "Where the step time goes", caption, views, Table(header, rows), picker="scale")
 
 
+def _path_row(label: str, each: Mapping[str, Any], causes: Sequence[str]) -> list[str]:
+    parts = [number(each["critical_path_ms"].get(cause, 0)) for cause in causes]
+    return [label, *parts, number(sum(each["critical_path_ms"].values()), 5), number(each["step_ms"]["mean"], 5)]
+
+
 def _path_plot(runs: Runs, causes: Sequence[str], *, relative: bool) -> dict[str, object]:
-    scale = {label: 100 / max(sum(each["critical_path_ms"].values()), 1e-12) if relative else 1 for label, each in runs.items()}
+    scale = {
+        label: 100 / max(sum(each["critical_path_ms"].values()), 1e-12) if relative else 1
+        for label, each in runs.items()
+    }
     parts = {c: [runs[label]["critical_path_ms"].get(c, 0) * scale[label] for label in runs] for c in causes}
     unit = "%" if relative else "ms"
     title = "Share of the mean step, %" if relative else "Mean step, ms"
@@ -169,7 +183,8 @@ def _gantt(slices: Sequence[Slice]) -> dict[str, object]:
                 "hovertemplate": "%{customdata}: %{base:.4~g} us, for %{x:.4~g} us<extra></extra>",
             }
         )
-    time = axis("Time since the layer began, us")
+    end = max(each.finish_ps for each in slices)
+    time = axis("Time since the layer began, us", range=[0, short((end - start) / 1e6)])
     return plot(traces, 130 + 24 * len(lanes), barmode="overlay", bargap=0.15, xaxis=time, yaxis=rows_axis(lanes))
 
 

@@ -15,9 +15,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ghostsim.bundled import folder
+from ghostsim.config.catalogue import assumed_numbers
 from ghostsim.errors import Location, StoreError
 from ghostsim.report.compare import comparison
-from ghostsim.report.facts import assumed, facts_of
+from ghostsim.report.facts import facts_of
 from ghostsim.report.figure import Figure, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
 from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
@@ -25,6 +26,7 @@ from ghostsim.report.figures_time import critical_path, latency, layer, throughp
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
 from ghostsim.report.verdict import Facts, Verdict, verdict
+from ghostsim.report.words import number
 
 PlotlyJs = Literal["embed", "directory"]
 _SHARED = "plotly.min.js"
@@ -81,14 +83,25 @@ def _write(path: Path, text: str) -> None:
         half.replace(path)
     except OSError as error:
         half.unlink(missing_ok=True)
-        raise StoreError(f"found a folder that cannot be written ({error.strerror}), expected one that can", Location(path)) from None
+        raise StoreError(
+            f"found a folder that cannot be written ({error.strerror}), expected one that can", Location(path)
+        ) from None
 
 
 def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, list[Figure]]]:
     chosen = found.label
     sections: list[tuple[str, list[Figure | None]]] = [
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
-        ("Quality", [quality(run, facts.not_lossless), bounds(run, facts.bounds), elimination(run), lost_by_step(run), lost_by_context(run)]),
+        (
+            "Quality",
+            [
+                quality(run, facts.not_lossless),
+                bounds(run, facts.bounds),
+                elimination(run),
+                lost_by_step(run),
+                lost_by_context(run),
+            ],
+        ),
         ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run)]),
         ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
     ]
@@ -97,14 +110,14 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
 
 def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
     """Group assumed numbers by what they rest on: a platform repeats the numbers of a part."""
-    facts = sorted(assumed(run.config), key=lambda fact: (fact.source, fact.path))
+    facts = sorted(assumed_numbers(run.config), key=lambda fact: (fact.source, fact.path))
     return [
         (source, [(fact.path, str(fact.value)) for fact in group])
         for source, group in groupby(facts, key=lambda fact: fact.source)
     ]
 
 
-def _page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401: what templates take
+def _page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401  (what templates take)
     root = folder("reports")
     environment = Environment(
         loader=FileSystemLoader(root / "templates"),
@@ -113,15 +126,16 @@ def _page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figu
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["figure"] = _figure
     script = _asset(root, "report.js")
     inline = [script] + ([get_plotlyjs()] if plotlyjs == "embed" else [])
     return environment.get_template(template).render(
         values,
         sections=sections,
-        plots=Markup(script_json(_plots(sections))),  # noqa: S704: script_json escapes what could end a script
-        style=Markup(_asset(root, "report.css")),  # noqa: S704: our own file
-        script=Markup(script),  # noqa: S704: our own file
-        plotly=Markup(get_plotlyjs()) if plotlyjs == "embed" else "",  # noqa: S704: Plotly's own file
+        plots=Markup(script_json(_plots(sections))),  # noqa: S704  (script_json escapes what could end a script)
+        style=Markup(_asset(root, "report.css")),  # noqa: S704  (our own file)
+        script=Markup(script),  # noqa: S704  (our own file)
+        plotly=Markup(get_plotlyjs()) if plotlyjs == "embed" else "",  # noqa: S704  (Plotly's own file)
         policy=_content_policy(inline, plotlyjs),
         shared=f"../{_SHARED}",
     )
@@ -132,6 +146,13 @@ def _plots(sections: list[tuple[str, list[Figure]]]) -> Mapping[str, Any]:
     return {figure.key: [inert(view.plot) for view in figure.views] for figure in figures if figure.views[0].plot}
 
 
+def _figure(value: object) -> str:
+    """Write a value of the manifest."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_figure, value))
+    return number(value, 6) if isinstance(value, int | float) else str(value)
+
+
 def _asset(root: Path, name: str) -> str:
     return (root / "assets" / name).read_text(encoding="utf-8")
 
@@ -140,4 +161,6 @@ def _content_policy(inline: Sequence[str], plotlyjs: PlotlyJs) -> str:
     """Allow the page's own scripts by their hashes, and nothing from anywhere else."""
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in inline]
     shared = ["'self'", "file:"] if plotlyjs == "directory" else []
-    return f"default-src 'none'; script-src {' '.join([*hashes, *shared])}; style-src 'unsafe-inline'; img-src data: blob:"
+    return (
+        f"default-src 'none'; script-src {' '.join([*hashes, *shared])}; style-src 'unsafe-inline'; img-src data: blob:"
+    )

@@ -138,7 +138,9 @@ def _mapping(path: Path) -> Mapping[str, Any]:
         raise StoreError(
             f"found broken JSON ({error.msg}), expected what a run wrote", _at(path, error.lineno, error.colno)
         ) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise StoreError("found JSON nested without end, expected what a run wrote", _at(path)) from None
+    except ValueError as error:
         raise StoreError(f"{error}, expected what a run wrote", _at(path)) from None
     if not isinstance(found, dict):
         raise StoreError(f'found a {type(found).__name__}, expected a JSON object, e.g. {{"schema": 1}}', _at(path))
@@ -166,7 +168,7 @@ def _brief(value: object) -> str:
 def _config(path: Path) -> Mapping[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(_text(path), Loader=loader)  # noqa: S506: both loaders are safe ones
+        found = yaml.load(_text(path), Loader=loader)  # noqa: S506  (both loaders are safe ones)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = _at(path, mark.line + 1, mark.column + 1) if mark else _at(path)

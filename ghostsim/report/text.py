@@ -17,6 +17,8 @@ from ghostsim.report.verdict import TIERS, Facts, limit, verdict
 from ghostsim.report.words import number, share, size
 
 _WIDTH = 120
+_TABLE_WIDTH = 200
+"""Wide enough that no cell is cut; the table takes what it needs."""
 
 
 def summary_table(metrics: Mapping[str, Any], facts: Facts | None = None) -> Table:
@@ -25,8 +27,17 @@ def summary_table(metrics: Mapping[str, Any], facts: Facts | None = None) -> Tab
     runs = metrics["runs"]
     tiers = [tier for tier in TIERS if any(tier in run["bytes_per_step"] for run in runs.values())]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "batch", "p50 ms", "p95 ms", "tokens/s", *(f"{tier}/step" for tier in tiers), "lost max", "limit"):
-        table.add_column(name, justify="left" if name in ("run", "limit") else "right", no_wrap=name != "limit")
+    for name in (
+        "run",
+        "batch",
+        "p50 ms",
+        "p95 ms",
+        "tokens/s",
+        *(f"{tier}/step" for tier in tiers),
+        "lost max",
+        "limit",
+    ):
+        table.add_column(name, justify="left" if name in ("run", "limit") else "right", no_wrap=True)
     for label, run in runs.items():
         moved = [size(sum(run["bytes_per_step"].get(tier, {}).values())) for tier in tiers]
         lost = share(run["quality"]["lost_mass"]["max"]) + (" *" if label in facts.not_lossless else "")
@@ -40,16 +51,16 @@ def summary_table(metrics: Mapping[str, Any], facts: Facts | None = None) -> Tab
 
 def _limit(run: Mapping[str, Any]) -> str:
     found = limit(run)
-    return f"{found[0]} {share(found[1])}" if found else "–"
+    return f"{found[0]} {share(found[1])}" if found else "-"
 
 
 def summary_text(folder: Path) -> str:
-    """Return verdict and table of the run folder as text of at most 120 columns, ending without a newline."""
+    """Return verdict and table of the run folder as text without a newline at its end."""
     run = load_run(folder)
     facts = facts_of(run)
     found = verdict(run.metrics, facts)
     paragraphs = [found.heading, *(f"warning: {warning}" for warning in found.warnings)]
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, highlight=False, markup=False)
+    console = Console(file=io.StringIO(), width=_TABLE_WIDTH, color_system=None, highlight=False, markup=False)
     console.print(summary_table(run.metrics, facts))
     printed = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
     table = "\n".join(line.rstrip() for line in printed.splitlines())

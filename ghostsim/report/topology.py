@@ -9,14 +9,15 @@ from typing import Any
 
 import networkx as nx
 
+from ghostsim.report.capacities import link_bandwidth
 from ghostsim.report.figure import Figure, Table, View
 from ghostsim.report.store import RunFolder
 from ghostsim.report.words import share, size
-from ghostsim.units import BANDWIDTH, TRANSFER_RATE
 
-_BOX_WIDTH, _BOX_HEIGHT = 190, 76
-_COLUMN, _ROW = 330, 128
+_BOX_WIDTH, _BOX_HEIGHT = 225, 92
+_COLUMN, _ROW = 430, 140
 _MARGIN = 12
+_LINE = 21
 
 
 def topology(run: RunFolder, chosen: str) -> Figure | None:
@@ -29,12 +30,14 @@ def topology(run: RunFolder, chosen: str) -> Figure | None:
     views = [View(label, svg=_picture(platform, runs[label]["utilisation"])) for label, platform in drawn.items()]
     rows = [row for label, platform in drawn.items() for row in _rows(label, platform, runs[label]["utilisation"])]
     caption = (
-        "Boxes are devices with the tier they serve, lines are links with what they carry per direction. Bars in boxes, "
-        "thick lines and percentages show the busiest part of each in the chosen run."
+        "Boxes are devices with the tier they serve, lines are links with what they carry per direction. Bars in "
+        "boxes, thick lines and percentages show the busiest part of each in the chosen run."
     )
     table = Table(["Run", "Name", "What", "Detail", "Busiest part", "Busy"], rows)
     labels = list(drawn)
-    return Figure("topology", "The platform", caption, views, table, labels.index(chosen) if chosen in labels else 0, "run")
+    return Figure(
+        "topology", "The platform", caption, views, table, labels.index(chosen) if chosen in labels else 0, "run"
+    )
 
 
 def platform_of(config: Mapping[str, Any], label: str) -> Mapping[str, Any]:
@@ -52,36 +55,11 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def plain(value: object) -> object:
-    """Return a number without its source."""
-    return value.get("value") if isinstance(value, Mapping) else value
-
-
-def link_bandwidth(link: Mapping[str, Any]) -> float | None:
-    """Return bytes per second and direction of a link: as stated, else rate x width x encoding."""
-    try:
-        if link.get("bandwidth") is not None:
-            return BANDWIDTH.parse(plain(link["bandwidth"]))
-        rate = TRANSFER_RATE.parse(plain(link["rate"]))
-        return rate * float(str(plain(link["width"]))) * float(str(plain(link.get("encoding", 1)))) / 8
-    except (KeyError, ValueError):
-        return None
-
-
-def bandwidths(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return bytes per second of the resources that are links; 100 % busy is their raw rate."""
-    links = (config.get("platform") or {}).get("links") or {}
-    found: dict[str, float] = {}
-    for name, link in links.items():
-        raw = link_bandwidth({key: value for key, value in link.items() if key not in ("bandwidth", "encoding")})
-        if raw:
-            found |= {name: raw, f"{name}.down": raw}
-    return found
-
-
 def busiest(name: str, utilisation: Mapping[str, float]) -> tuple[str, float] | None:
     """Return the busiest resource that belongs to the device or link `name`: its first word is that name."""
-    own = [(resource, used) for resource, used in utilisation.items() if re.split(r"[^A-Za-z0-9_-]", resource)[0] == name]
+    own = [
+        (resource, used) for resource, used in utilisation.items() if re.split(r"[^A-Za-z0-9_-]", resource)[0] == name
+    ]
     return max(own, key=lambda item: item[1]) if own else None
 
 
@@ -89,11 +67,11 @@ def _rows(label: str, platform: Mapping[str, Any], utilisation: Mapping[str, flo
     for name, device in platform["devices"].items():
         used = busiest(name, utilisation)
         detail = ", ".join([str(device.get("name", "")), *_tiers(platform, name)]).strip(", ")
-        yield [label, name, _kind(device), detail, used[0] if used else "–", share(used[1]) if used else "–"]
+        yield [label, name, _kind(device), detail, used[0] if used else "-", share(used[1]) if used else "-"]
     for name, link in platform.get("links", {}).items():
         used = busiest(name, utilisation)
         ends = " to ".join(map(str, link.get("between", ())))
-        yield [label, name, "link", f"{ends}, {_rate(link)}", used[0] if used else "–", share(used[1]) if used else "–"]
+        yield [label, name, "link", f"{ends}, {_rate(link)}", used[0] if used else "-", share(used[1]) if used else "-"]
 
 
 def _tiers(platform: Mapping[str, Any], device: str) -> list[str]:
@@ -149,44 +127,59 @@ def _picture(platform: Mapping[str, Any], utilisation: Mapping[str, float]) -> s
     title = f"Devices and links of {platform.get('name', 'the platform')}"
     return (
         f'<svg class="topology" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
-        f'style="min-width:{0.62 * width:.0f}px">{"".join(parts)}</svg>'
+        f'style="min-width:{0.55 * width:.0f}px">{"".join(parts)}</svg>'
     )
 
 
-def _line(name: str, link: Mapping[str, Any], places: Mapping[str, tuple[float, float]], utilisation: Mapping[str, float]) -> str:
+def _line(
+    name: str, link: Mapping[str, Any], places: Mapping[str, tuple[float, float]], utilisation: Mapping[str, float]
+) -> str:
     ends = [places[end] for end in link.get("between", ()) if end in places]
     if len(ends) != 2:
         return ""
     (x1, y1), (x2, y2) = sorted(ends)
     same_column = x1 == x2
-    start = (x1 + (_BOX_WIDTH / 2 if same_column else _BOX_WIDTH), y1 + (_BOX_HEIGHT if same_column else _BOX_HEIGHT / 2))
+    start = (
+        x1 + (_BOX_WIDTH / 2 if same_column else _BOX_WIDTH),
+        y1 + (_BOX_HEIGHT if same_column else _BOX_HEIGHT / 2),
+    )
     end = (x2 + (_BOX_WIDTH / 2 if same_column else 0), y2 + (0 if same_column else _BOX_HEIGHT / 2))
     used = busiest(name, utilisation)
     load = used[1] if used else 0.0
     stroke = f'stroke-width="{2 + 7 * load:.1f}" class="link{" hot" if load >= 0.5 else ""}"'
     line = f'<line x1="{start[0]:g}" y1="{start[1]:g}" x2="{end[0]:g}" y2="{end[1]:g}" {stroke}/>'
     # near the far end, where the lines of one device have parted
-    x, y = start[0] + 0.58 * (end[0] - start[0]), start[1] + 0.58 * (end[1] - start[1])
-    return line + _texts(x, y - 20, [name, _rate(link), f"{share(load)} busy" if used else ""], "middle", "halo")
+    x, y = start[0] + 0.55 * (end[0] - start[0]), start[1] + 0.55 * (end[1] - start[1])
+    plate = f'<rect x="{x - 68:g}" y="{y - 32:g}" width="136" height="64" class="plate"/>'
+    return line + plate + _texts(x, y - 14, [name, _rate(link), f"{share(load)} busy" if used else ""], "middle")
 
 
-def _box(name: str, device: Mapping[str, Any], place: tuple[float, float], tiers: Sequence[str], utilisation: Mapping[str, float]) -> str:
+def _box(
+    name: str,
+    device: Mapping[str, Any],
+    place: tuple[float, float],
+    tiers: Sequence[str],
+    utilisation: Mapping[str, float],
+) -> str:
     x, y = place
     used = busiest(name, utilisation)
     load = min(1.0, used[1]) if used else 0.0
+    rail = _BOX_WIDTH - 20
+    bars = _bar(x + 10, y, rail, "rail") + _bar(x + 10, y, rail * load, "load")
+    part = used[0].partition(".")[2] if used else ""
+    note = f"{part or 'busy'} {share(load)}" if load >= 0.001 else "idle" if used else ""
     box = f'<rect x="{x:g}" y="{y:g}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="8" class="device"/>'
-    bar = f'<rect x="{x + 10:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{(_BOX_WIDTH - 20) * load:.1f}" height="5" class="load"/>'
-    rail = f'<rect x="{x + 10:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{_BOX_WIDTH - 20}" height="5" class="rail"/>'
-    part = used[0].partition(".")[2] if used and used[1] >= 0.001 else ""
-    note = f"{part or 'busy'} {share(load)}" if used and used[1] >= 0.001 else "idle" if used else ""
-    lines = [name, " · ".join([_kind(device), *tiers]), note]
-    return box + rail + bar + _texts(x + 10, y + 20, lines, "start", "label")
+    return box + bars + _texts(x + 10, y + 24, [name, " · ".join([_kind(device), *tiers]), note], "start")
 
 
-def _texts(x: float, y: float, lines: Sequence[str], anchor: str, style: str) -> str:
-    kept = [line for line in lines if line]
+def _bar(x: float, y: float, width: float, style: str) -> str:
+    return f'<rect x="{x:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{width:.1f}" height="5" class="{style}"/>'
+
+
+def _texts(x: float, y: float, lines: Sequence[str], anchor: str) -> str:
+    """Write lines of text, the first as a name."""
     spans = [
-        f'<tspan x="{x:g}" y="{y + 17 * index:g}"{" class=" + chr(34) + "name" + chr(34) if index == 0 else ""}>{escape(line)}</tspan>'
-        for index, line in enumerate(kept)
+        f'<tspan x="{x:g}" y="{y + _LINE * index:g}" class="{"note" if index else "name"}">{escape(line)}</tspan>'
+        for index, line in enumerate(line for line in lines if line)
     ]
-    return f'<text text-anchor="{anchor}" class="{style}">{"".join(spans)}</text>'
+    return f'<text text-anchor="{anchor}">{"".join(spans)}</text>'

@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ghostsim.report.words import listing, number, plural, share, times
+from ghostsim.report.words import at_most, listing, number, plural, share, times
 
 _EVEN = 0.02
 """Ratios this close to 1 are called equal: closer than the models are accurate."""
+_ALIKE = 0.05
+"""Runs whose bytes differ by less are set side by side as equal."""
+_SATURATED = 0.7
+"""Below this a resource is not what a step waits for."""
 
 CAUSES = {
     "gemm": "matrix products",
@@ -20,7 +24,7 @@ CAUSES = {
     "attend_survivors": "attention over survivors",
     "scan": "the index scan",
     "select": "selection",
-    "fetch_queue": "waiting for fetches to start",
+    "fetch_queue": "fetches that wait for other traffic",
     "fetch_service": "fetching KV",
     "migrate": "migration",
     "launch": "kernel launches",
@@ -80,7 +84,7 @@ def verdict(metrics: Mapping[str, Any], facts: Facts | None = None) -> Verdict:
     runs: Runs = metrics["runs"]
     label = contender(metrics)
     duels = [_Duel(metrics, baseline, label) for baseline in metrics.get("compare", {}) if baseline != label]
-    pays = all(duel.ratio > 1 + _EVEN for duel in duels) if duels else None
+    pays = all(duel.wins for duel in duels) if duels else None
     return Verdict(
         heading=" ".join([_outcome(runs, label, duels, pays), _price(runs, label, facts, pays)]),
         sentences=_sentences(metrics, label, facts),
@@ -151,6 +155,11 @@ class _Duel:
         ratios = metrics["compare"][baseline][label]
         self.ratio = ratios["step_p95" if self.same_batch else "tokens_per_s"]
 
+    @property
+    def wins(self) -> bool:
+        """Whether the contender is better by more than the models can err."""
+        return bool(self.ratio > 1 + _EVEN)
+
     def clause(self) -> str:
         """Say the outcome with the contender as the subject."""
         return self._step_clause() if self.same_batch else self._rate_clause()
@@ -163,12 +172,12 @@ class _Duel:
 
     def _rate_clause(self) -> str:
         tail = f"{self.baseline} at batch {self.base['batch']}"
+        own = f"tokens/s at batch {self.run['batch']}"
         mine, theirs = number(self.run["tokens_per_s"]), number(self.base["tokens_per_s"])
         if abs(self.ratio - 1) <= _EVEN:
-            return f"at batch {self.run['batch']} gives as many tokens/s as {tail} ({mine} against {theirs})"
+            return f"gives as many {own} as {tail} ({mine} against {theirs})"
         word = "more" if self.ratio > 1 else "fewer"
-        times_text = times(faster(self.ratio))
-        return f"at batch {self.run['batch']} gives {times_text} {word} tokens/s than {tail} ({mine} against {theirs})"
+        return f"gives {times(faster(self.ratio))} {word} {own} than {tail} ({mine} against {theirs})"
 
 
 def faster(ratio: float) -> float:
@@ -178,16 +187,16 @@ def faster(ratio: float) -> float:
 
 def _outcome(runs: Runs, label: str, duels: Sequence[_Duel], pays: bool | None) -> str:
     run = runs[label]
-    p95 = f"{number(run['step_ms']['p95'])} ms"
+    place, p95 = f"On {run['platform']}, {label}", f"step p95 {number(run['step_ms']['p95'])} ms"
     if pays is None:
-        rate = number(run["tokens_per_s"])
-        return f"On {run['platform']}, {label} gives {rate} tokens/s at batch {run['batch']}, step p95 {p95}; there is no baseline to compare it with."
-    ordered = sorted(duels, key=lambda duel: duel.ratio) if not pays else list(duels)
-    clauses = listing([duel.clause() for duel in ordered])
-    p95_note = "" if any(duel.same_batch for duel in duels) else f", step p95 {p95}"
+        rate = f"{number(run['tokens_per_s'])} tokens/s at batch {run['batch']}"
+        return f"{place} gives {rate}, {p95}; there is no baseline to compare it with."
+    note = "" if any(duel.same_batch for duel in duels) else f", {p95}"
     if pays:
-        return f"On {run['platform']}, {label} {clauses}{p95_note}."
-    return f"{label} does not pay on {run['platform']}: it {clauses}{p95_note}."
+        return f"{place} {listing([duel.clause() for duel in duels])}{note}."
+    ahead = [duel.clause() for duel in duels if duel.wins]
+    behind = listing([duel.clause() for duel in duels if not duel.wins])
+    return f"{label} does not pay on {run['platform']}: it {behind}{', but ' + listing(ahead) if ahead else ''}{note}."
 
 
 def _price(runs: Runs, label: str, facts: Facts, pays: bool | None) -> str:
@@ -197,9 +206,9 @@ def _price(runs: Runs, label: str, facts: Facts, pays: bool | None) -> str:
 
 def _loss(run: Run, not_lossless: bool) -> str:
     lost, certified = run["quality"]["lost_mass"]["max"], run["quality"].get("certified_mass")
-    text = f"loses at most {share(lost)} of attention mass"
+    text = f"loses at most {at_most(lost)} of attention mass"
     if is_sound(run) and certified and lost > 0:
-        text += f" (certified: {share(certified['max'])})"
+        text += f" (certified: {at_most(certified['max'])})"
     return text + (" and is not lossless, because its format changes scores" if not_lossless else "")
 
 
@@ -215,24 +224,22 @@ def kv_share(runs: Runs, label: str) -> float | None:
 
 
 def _limit_text(run: Run) -> str:
-    busiest, cause = limit(run), longest_cause(run)
-    parts = []
-    if busiest:
-        parts.append(f"the limit is {busiest[0]} ({share(busiest[1])} busy)")
-    if cause:
-        parts.append(f"{share(cause[1])} of the step goes to {CAUSES.get(cause[0], cause[0])}")
-    return ", ".join(parts) or "no resource was used"
+    cause = longest_cause(run)
+    spent = f", {share(cause[1])} of the step goes to {CAUSES.get(cause[0], cause[0])}" if cause else ""
+    busiest = limit(run)
+    if not busiest:
+        return f"the limit is no resource that was observed{spent}"
+    name, used = busiest
+    if used < _SATURATED:
+        return (
+            f"the limit is one thing waiting for another, as the busiest resource, {name}, is {share(used)} busy{spent}"
+        )
+    return f"the limit is {name} ({share(used)} busy){spent}"
 
 
 def _sentences(metrics: Mapping[str, Any], label: str, facts: Facts) -> list[str]:
     runs: Runs = metrics["runs"]
-    found = [
-        _fastest(runs, label, facts),
-        _best_sites(runs, label),
-        _why(runs, label),
-        _lossy(runs, facts),
-        _trust(metrics, facts),
-    ]
+    found = [_fastest(runs, label, facts), _placed_otherwise(runs, label), _moved(runs, label), _lossy(runs, facts)]
     return [sentence for sentence in found if sentence]
 
 
@@ -241,32 +248,32 @@ def _fastest(runs: Runs, label: str, facts: Facts) -> str:
     run = runs[best]
     if best == label:
         return f"{label} gives the most tokens/s of all {plural(len(runs), 'run')}." if len(runs) > 1 else ""
-    text = f"Most tokens/s of all: {best}, {number(run['tokens_per_s'])} at batch {run['batch']}"
-    lost = run["quality"]["lost_mass"]["max"]
-    notes = (
-        [f"it loses up to {share(lost)} of attention mass{'' if is_sound(run) else ' without a sound certificate'}"]
-        if lost
-        else []
-    )
+    proof = "" if is_sound(run) else " without a sound certificate"
+    notes = [f"it loses up to {_worst(run)} of attention mass{proof}"] if run["quality"]["lost_mass"]["max"] else []
     notes += ["it is not lossless"] if best in facts.not_lossless else []
-    return text + (f"; {listing(notes)}" if notes else "; it loses nothing") + "."
+    rate = f"{number(run['tokens_per_s'])} at batch {run['batch']}"
+    return f"Most tokens/s of all: {best}, {rate}; {listing(notes) or 'it loses nothing'}."
 
 
-def _best_sites(runs: Runs, label: str) -> str:
-    policy = runs[label]["policy"]
-    twins = [name for name in runs if name != label and runs[name]["policy"] == policy]
+def _worst(run: Run) -> str:
+    return at_most(run["quality"]["lost_mass"]["max"])
+
+
+def _placed_otherwise(runs: Runs, label: str) -> str:
+    twins = [name for name in runs if name != label and runs[name]["policy"] == runs[label]["policy"]]
     if not twins:
         return ""
-    rates = [f"{name} {number(runs[name]['tokens_per_s'])} tokens/s" for name in twins]
-    return f"The same policy placed otherwise: {listing(rates)}, against {number(runs[label]['tokens_per_s'])} for {label}."
+    rates = listing([f"{name} {number(runs[name]['tokens_per_s'])} tokens/s" for name in twins])
+    return f"The same policy placed otherwise: {rates}, against {number(runs[label]['tokens_per_s'])} for {label}."
 
 
-def _why(runs: Runs, label: str) -> str:
+def _moved(runs: Runs, label: str) -> str:
     quality, part = runs[label]["quality"], kv_share(runs, label)
     if not claims_bound(runs[label]):
         return ""
+    left, back = share(quality["elimination_rate"]), share(quality["resurrection_rate"])
     moved = "" if part is None else f", so it reads {share(part)} of the KV bytes of full attention"
-    return f"{label} eliminates {share(quality['elimination_rate'])} of cold tokens and brings back {share(quality['resurrection_rate'])}{moved}."
+    return f"{label} eliminates {left} of cold tokens and brings back {back}{moved}."
 
 
 def _lossy(runs: Runs, facts: Facts) -> str:
@@ -275,12 +282,9 @@ def _lossy(runs: Runs, facts: Facts) -> str:
 
 
 def _trust(metrics: Mapping[str, Any], facts: Facts) -> str:
-    return _provenance(metrics, facts) + " Replay is an open loop: what a policy loses does not change later queries."
-
-
-def _provenance(metrics: Mapping[str, Any], facts: Facts) -> str:
     trace, work = metrics["trace"], facts.workload
-    text = f"Attention is {trace['kind']} ({trace['name']}), {plural(trace['context_tokens'], 'token')} of context, {plural(trace['steps'], 'step')}"
+    length = f"{plural(trace['context_tokens'], 'token')} of context, {plural(trace['steps'], 'step')}"
+    text = f"Attention is {trace['kind']} ({trace['name']}), {length}"
     trained = work.get("trained_context")
     if trained and trained < trace["context_tokens"]:
         text += f", from a model trained at {trained:,}"
@@ -288,7 +292,7 @@ def _provenance(metrics: Mapping[str, Any], facts: Facts) -> str:
         text += f"; each recorded token stands for {number(work['token_repeats'])}"
     if facts.assumed is not None:
         text += f"; {plural(facts.assumed, 'hardware number')} {'is' if facts.assumed == 1 else 'are'} assumed"
-    return text + "."
+    return text + ". Replay is an open loop: what a policy loses does not change later queries."
 
 
 def _warnings(runs: Runs, facts: Facts) -> list[str]:
@@ -303,15 +307,16 @@ def _unsound(runs: Runs, label: str, facts: Facts) -> str:
     run, check = runs[label], facts.bounds.get(label)
     count = f"{run['quality']['violations']:,} times"
     often = f"for {share(check.below)} of the tokens checked ({count})" if check else count
-    text = f"{label} is not sound: its bound lies below the true score {often}, and it loses up to {share(run['quality']['lost_mass']['max'])} of attention mass"
     twin = sound_twin(runs, label)
-    return f"{text}{'; ' + _twin_text(runs, label, twin) if twin else ''}."
+    beside = f"; {_twin_text(runs, label, twin)}" if twin else ""
+    below = f"{label} is not sound: its bound lies below the true score {often}"
+    return f"{below}, and it loses up to {_worst(run)} of attention mass{beside}."
 
 
 def _twin_text(runs: Runs, label: str, twin: str) -> str:
     ratio = all_bytes(runs[twin]) / all_bytes(runs[label]) if all_bytes(runs[label]) else 1.0
-    amount = "as many bytes" if abs(ratio - 1) <= 0.05 else f"{times(ratio)} the bytes"
-    return f"the sound bound of {twin} at {amount} loses at most {share(runs[twin]['quality']['lost_mass']['max'])} and was never below a score"
+    amount = "as many bytes" if abs(ratio - 1) <= _ALIKE else f"{times(ratio)} the bytes"
+    return f"the sound bound of {twin} at {amount} loses at most {_worst(runs[twin])} and was never below a score"
 
 
 def sound_twin(runs: Runs, label: str) -> str | None:
@@ -337,13 +342,14 @@ def _summary(metrics: Mapping[str, Any], label: str, duels: Sequence[_Duel], fac
         "By how much": _margin(duels, label) or f"{number(runs[label]['tokens_per_s'])} tokens/s",
         "Why": _limit_text(runs[label]).removeprefix("the limit is "),
         "What it costs": _loss(runs[label], label in facts.not_lossless),
-        "How far to trust it": _provenance(metrics, facts),
+        "How far to trust it": _trust(metrics, facts),
     }
 
 
 def _margin(duels: Sequence[_Duel], label: str) -> str:
     parts = []
     for duel in duels:
-        measure = "step p95" if duel.same_batch else "tokens/s, other batch"
-        parts.append(f"{label} / {duel.baseline}: {times(duel.ratio)} ({measure})")
+        measure = "step p95, same batch" if duel.same_batch else "tokens/s, other batch"
+        ahead, behind = (label, duel.baseline) if duel.ratio >= 1 else (duel.baseline, label)
+        parts.append(f"{ahead} is {times(faster(duel.ratio))} ahead of {behind} ({measure})")
     return "; ".join(parts)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 _BYTE_UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """Write `value` with `digits` significant digits, thousands separated and without an exponent above 1e-4."""
     if value is None:
-        return "–"
+        return "-"
     if value == 0:
         return "0"
     if abs(value) < 1e-4:
@@ -23,18 +25,28 @@ def number(value: float | None, digits: int = 3) -> str:
 def share(value: float | None) -> str:
     """Write a fraction as a percentage, never rounding something to nothing or almost all to all."""
     if value is None:
-        return "–"
-    if 0 < abs(value) < 5e-6:
-        return f"{value * 100:.0e} %".replace("e-0", "e-")
+        return "-"
+    if 0 < abs(value) < 1e-6:
+        return "under 0.0001 %"
     if 0.9995 <= value < 1:
         return "over 99.9 %"
     return f"{number(value * 100, 2 if value < 0.1 else 3)} %"
 
 
+def at_most(value: float) -> str:
+    """Write a fraction as a percentage of two digits that is rounded up: what a bound promises is never less."""
+    if value <= 0:
+        return "0 %"
+    digits = 1 - math.floor(math.log10(value * 100))
+    scale = 10.0**digits
+    # a product such as 0.12 * 100 may exceed 12 by its rounding alone
+    return f"{number(math.ceil(value * 100 * scale - 1e-9) / scale, 2)} %" if value < 0.1 else share(value)
+
+
 def size(nbytes: float | None) -> str:
     """Write a number of bytes in the largest decimal unit that leaves at least 1."""
     if nbytes is None:
-        return "–"
+        return "-"
     for factor, unit in _BYTE_UNITS:
         if abs(nbytes) >= factor:
             return f"{number(nbytes / factor)} {unit}"

@@ -32,13 +32,6 @@ PATH = {"gemm", "attend_hot", "attend_survivors", "scan", "select", "fetch_queue
         "other"}  # fmt: skip
 
 
-def ghostsim(*args, cwd, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "ghostsim", *map(str, args)], cwd=cwd, capture_output=True, text=True,
-        env=os.environ | {"PYTHONHASHSEED": "random"} | env, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
@@ -47,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(folder):
+def done(folder, ghostsim):
     result = ghostsim("run", "small.yaml", "--json", cwd=folder)
     assert result.returncode == 0, result.stderr
     return result
@@ -150,14 +143,14 @@ def test_steps_csv_averages_to_metrics(metrics, done, folder):
     assert mean == pytest.approx(metrics["runs"]["quest"]["step_ms"]["mean"])
 
 
-def test_config_yaml_is_a_scenario_that_runs_to_the_same_metrics(done, folder, tmp_path):
+def test_config_yaml_is_a_scenario_that_runs_to_the_same_metrics(done, folder, tmp_path, ghostsim):
     first = folder / done.stderr.rstrip().splitlines()[-1]
     again = ghostsim("run", first / "config.yaml", "--out", tmp_path / "again", "--quiet", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (first / "metrics.json").read_bytes()
 
 
-def test_metrics_are_byte_identical_in_another_process_and_with_other_jobs(done, folder, tmp_path):
+def test_metrics_are_byte_identical_in_another_process_and_with_other_jobs(done, folder, tmp_path, ghostsim):
     first = folder / done.stderr.rstrip().splitlines()[-1]
     again = ghostsim(
         "run", "small.yaml", "--out", tmp_path / "again", "--quiet", "--jobs", 2, cwd=folder,
@@ -167,14 +160,14 @@ def test_metrics_are_byte_identical_in_another_process_and_with_other_jobs(done,
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (first / "metrics.json").read_bytes()
 
 
-def test_report_can_be_made_again_to_the_same_bytes(done, folder):
+def test_report_can_be_made_again_to_the_same_bytes(done, folder, ghostsim):
     run = folder / done.stderr.rstrip().splitlines()[-1]
     before = (run / "report.html").read_bytes()
     assert ghostsim("report", run, cwd=folder).returncode == 0
     assert (run / "report.html").read_bytes() == before
 
 
-def test_report_makes_a_missing_timeline(done, folder, tmp_path):
+def test_report_makes_a_missing_timeline(done, folder, tmp_path, ghostsim):
     assert ghostsim("run", "small.yaml", "--out", tmp_path / "r", "--quiet", cwd=folder).returncode == 0
     before = (tmp_path / "r" / "timeline.json.gz").read_bytes()
     (tmp_path / "r" / "timeline.json.gz").unlink()
@@ -188,17 +181,17 @@ def test_timeline_is_chrome_json(done, folder):
     assert {event["ph"] for event in events} >= {"M", "X", "C"}
 
 
-def test_second_run_takes_the_next_free_name(done, folder):
+def test_second_run_takes_the_next_free_name(done, folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--quiet", cwd=folder)
     assert again.stderr.splitlines()[-1] == os.path.join("runs", "small-2")
 
 
-def test_existing_out_is_a_usage_error(done, folder):
+def test_existing_out_is_a_usage_error(done, folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--out", "runs/small", cwd=folder)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
 
-def test_force_refuses_a_folder_that_is_not_a_run(folder, tmp_path):
+def test_force_refuses_a_folder_that_is_not_a_run(folder, tmp_path, ghostsim):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
     again = ghostsim("run", "small.yaml", "--out", tmp_path / "precious", "--force", cwd=folder)
@@ -206,20 +199,20 @@ def test_force_refuses_a_folder_that_is_not_a_run(folder, tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "x"
 
 
-def test_missed_requirement_writes_results_and_exits_5(folder, tmp_path):
+def test_missed_requirement_writes_results_and_exits_5(folder, tmp_path, ghostsim):
     bound = "require=['full.step_ms.p50 <= 0.000001']"
     again = ghostsim("run", "small.yaml", "--out", tmp_path / "r", "--set", bound, "--quiet", cwd=folder)
     assert again.returncode == 5, again.stderr
     assert (tmp_path / "r" / "metrics.json").is_file()
 
 
-def test_unknown_set_is_a_configuration_error_with_a_suggestion(folder):
+def test_unknown_set_is_a_configuration_error_with_a_suggestion(folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--set", "platform.links.cxl0.widht=4", cwd=folder)
     assert (again.returncode, again.stderr.count("\n")) == (3, 1)
     assert "width" in again.stderr
 
 
-def test_narrower_link_is_slower(metrics, folder, tmp_path):
+def test_narrower_link_is_slower(metrics, folder, tmp_path, ghostsim):
     again = ghostsim(
         "run", "small.yaml", "--set", "platform.links.cxl0.width=1", "--out", tmp_path / "r", "--json", cwd=folder
     )
@@ -227,23 +220,23 @@ def test_narrower_link_is_slower(metrics, folder, tmp_path):
     assert slow > metrics["runs"]["ghost_cxl"]["step_ms"]["mean"]
 
 
-def test_overfull_tier_fails_before_time_starts(folder):
+def test_overfull_tier_fails_before_time_starts(folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--set", "workload.batch=1000000", cwd=folder)
     assert (again.returncode, again.stderr.count("\n")) == (3, 1)
     assert "hbm" in again.stderr
 
 
-def test_too_many_steps_is_a_configuration_error(folder):
+def test_too_many_steps_is_a_configuration_error(folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--set", "workload.steps=5000", cwd=folder)
     assert (again.returncode, again.stderr.count("\n")) == (3, 1)
 
 
-def test_missing_trace_is_a_data_error(folder):
+def test_missing_trace_is_a_data_error(folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--set", "workload.trace=nowhere", cwd=folder)
     assert (again.returncode, again.stderr.count("\n")) == (4, 1)
 
 
-def test_failed_run_leaves_nothing(folder, tmp_path):
+def test_failed_run_leaves_nothing(folder, tmp_path, ghostsim):
     ghostsim("run", "small.yaml", "--set", "workload.steps=5000", "--out", tmp_path / "r", cwd=folder)
     assert list(tmp_path.iterdir()) == []
 
@@ -262,7 +255,7 @@ def test_signals_end_with_their_code_and_leave_nothing(folder, tmp_path, number,
     assert [path.name for path in tmp_path.iterdir() if path.name != "c"] == []
 
 
-def test_read_only_cache_is_worked_around(folder, tmp_path):
+def test_read_only_cache_is_worked_around(folder, tmp_path, ghostsim):
     (tmp_path / "cache").write_text("a file where the cache should be")
     again = ghostsim(
         "run", "small.yaml", "--out", tmp_path / "r", "--quiet", cwd=folder, GHOSTSIM_CACHE=str(tmp_path / "cache")

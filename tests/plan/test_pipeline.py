@@ -121,20 +121,17 @@ def test_no_resource_is_busier_than_full(label):
 
 @pytest.mark.parametrize("label", LABELS)
 def test_links_carry_the_bytes_that_the_metrics_say(label):
-    """What flows over a link, by its own cost per byte, is what bytes_per_step says of the link."""
+    """What flows over a link is what bytes_per_step says of it; of flows to both expanders it is half."""
     done = run(label)
-    plan = done.record.plan
-    said = {
-        place: sum(int(b.sum()) for b in causes.values()) for place, causes in moved(plan, done.record.bound).items()
-    }
+    said = moved(done.record.plan, done.record.bound)
     for name, link in done.links.items():
         carried = sum(
-            nbytes
+            nbytes * (0.5 if name in ("cxl1", "cxl2") else 1.0)
             for flow_class, nbytes in done.classes.items()
             if any(resource in (link.up, link.down) for resource, _ in flow_class.route)
         )
-        rows = len(plan)
-        assert carried == pytest.approx(said.get(name, 0), abs=rows), name
+        expected = sum(int(per_step.sum()) for per_step in said.get(name, {}).values())
+        assert carried == pytest.approx(expected, abs=len(done.record.plan)), name
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -166,6 +163,20 @@ def test_the_same_run_gives_the_same_times(label):
     again = run.__wrapped__(label)
     for column in ("start", "finish", "delay", "service"):
         assert np.array_equal(getattr(again.record.times, column), getattr(run(label).record.times, column))
+
+
+def test_devices_in_lockstep_end_when_separate_ones_would():
+    """One flow over two equal expanders stands for two flows; expanders that differ in name only have one each."""
+    sets = ("devices.cxl_exp1.static=10 W",)
+    for label in ("ghostkv_cxl", "ghostkv_chunks", "ghostkv_zero_copy", "ghostkv_mixed"):
+        assert run(label, sets=sets).network.flows_started > 1.2 * run(label).network.flows_started
+        assert mean_ms(label, sets=sets) == pytest.approx(mean_ms(label), rel=1e-4)
+
+
+def test_unequal_expanders_share_as_their_links_allow():
+    sets = ("links.cxl2.width=1",)
+    times = [mean_ms("ghostkv_cxl", sets=s, share=0.5) for s in ((), sets)]
+    assert times[1] > 1.2 * times[0]
 
 
 # --- what a change of hardware must do ------------------------------------------------------------------------------

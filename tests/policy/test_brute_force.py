@@ -309,7 +309,7 @@ def test_published_compares_its_sketch_with_theta(make_policy, cut):
     head = cut()
     published = {"dims": 16, "epsilon": 0.05, "sigma": 0.05}
     policy = make_policy({"rule": {"above": 0.1}, "score": {"published": published}, "pin": {"sinks": 4, "window": 32}})
-    gaussian = build_published(np.eye(128), policy.read.score.published).table
+    gaussian = build_published(np.eye(128), policy.read.score.published).stored
     assert gaussian.std() == pytest.approx(0.25, rel=0.05)
     bounds = [head.queries[s] @ gaussian @ (head.keys @ gaussian).T / 4 + 0.1 for s in range(5)]
 

@@ -1,0 +1,158 @@
+"""Computes one point: what a process of a sweep does, and what it takes to end with the sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache as once
+from importlib.metadata import version
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+import ghostsim
+from ghostsim import cache
+from ghostsim.config.load import load_scenario
+from ghostsim.config.sweep import as_sets
+from ghostsim.errors import GhostsimError, StoreError
+from ghostsim.export.run_folder import write_run
+from ghostsim.simulation import simulate
+from ghostsim.sweep import store
+from ghostsim.sweep.points import Point, named, resolve, scenario_folder
+
+_KIND = "points"
+_MAX_BYTES = 1 << 30
+_FILES = ("manifest.json", "config.yaml", "metrics.json", "steps.csv")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One point to be computed into the store `folder`."""
+
+    folder: Path
+    scenario: str
+    settings: Mapping[str, Any]
+    point: str
+    jobs: int
+    """Processes for policy evaluation."""
+    reports: bool
+    wait: bool = False
+    """Whether to wait for another program that computes the same point."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: well, with an error, or not at all because another program has the point."""
+
+    error: str | None = None
+    busy: bool = False
+
+
+def start_worker() -> None:
+    """Make this process the head of a group that ends when the program that started it does, however that ends."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_group)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_group(*_: object) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        _end_group()
+
+
+def resolve_task(task: tuple[str, Mapping[str, Any]]) -> Point:
+    """Resolve the point of (scenario, settings)."""
+    return resolve(*task)
+
+
+def compute(task: Task) -> Outcome:
+    """Compute a point unless its folder is there; whatever is wrong becomes the error of the outcome."""
+    try:
+        with store.claimed(task.folder, task.point, wait=task.wait) as mine:
+            if not mine:
+                return Outcome(busy=True)
+            if not store.is_done(task.folder, task.point):
+                _compute(task)
+    except GhostsimError as error:
+        return Outcome(error=str(error))
+    except Exception as error:  # noqa: BLE001  (a point that meets a defect or a full disk is a row)
+        return Outcome(error=" ".join(f"{type(error).__name__}: {error}".split()))
+    return Outcome()
+
+
+def _compute(task: Task) -> None:
+    with store.new_point(task.folder, task.point) as folder:
+        if not task.reports and _recall(task.point, folder):
+            return
+        base = scenario_folder(task.scenario)
+        loaded = load_scenario(task.scenario, as_sets(task.settings))
+        if named(loaded, base) != task.point:
+            raise StoreError("found a scenario or trace that changed while the sweep ran; run the sweep again")
+        result = simulate(loaded.scenario, base, task.jobs)
+        write_run(folder, result, loaded, sys.argv, timeline=task.reports)
+        _remember(task.point, folder)
+        if task.reports:
+            from ghostsim.report.page import write_report  # noqa: PLC0415  (slow, and seldom asked for)
+
+            write_report(folder)
+
+
+# --- points of other sweeps --------------------------------------------------------------------------------------
+
+
+@once
+def _code() -> str:
+    """Hash everything that makes figures: the source of ghostsim and the libraries it counts with."""
+    root = Path(str(ghostsim.__file__)).parent
+    files = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    return cache.digest(files | {name: version(name) for name in ("numpy", "simpy")})
+
+
+def _key(point: str) -> dict[str, object]:
+    return {"point": point, "code": _code()}
+
+
+def _remember(point: str, folder: Path) -> None:
+    """Keep a finished point for other sweeps."""
+
+    def copy(entry: Path) -> None:
+        for name in _FILES:
+            shutil.copyfile(folder / name, entry / name)
+
+    cache.publish(_KIND, _key(point), copy)
+
+
+def _recall(point: str, folder: Path) -> bool:
+    """Fill `folder` with a point that another sweep finished; tell whether there is one."""
+    entry = cache.entry(_KIND, _key(point))
+    try:
+        if entry is None:
+            return False
+        for name in _FILES:
+            shutil.copyfile(entry / name, folder / name)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        cache.discard(_KIND, _key(point))
+        return False
+    text = json.dumps(manifest | {"argv": list(sys.argv)}, indent=1, allow_nan=False)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    return True
+
+
+def trim() -> None:
+    """Bound the memory of finished points."""
+    cache.trim(_KIND, _MAX_BYTES)

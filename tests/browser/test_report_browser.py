@@ -1,0 +1,87 @@
+"""Does a browser draw the report, offline, without an error, and without running what a file smuggles in?"""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from ghostsim.report.page import render_compare, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=10000 "
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost"
+)
+
+
+def browse(page, profile, *more):
+    """Return the DOM after scripts ran, and what the console said."""
+    flags = re.split(r" (?=--)", FLAGS)
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"LANG": "C.UTF-8"},
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def drawn(dom):
+    """Return the figures whose drawing is there."""
+    parts = re.findall(r'<figure id="([a-z-]+)">(.*?)</figure>', dom, re.DOTALL)
+    return {key for key, body in parts if 'class="main-svg"' in body or 'class="topology"' in body}
+
+
+def figures(dom):
+    return set(re.findall(r'<figure id="([a-z-]+)">', dom))
+
+
+def test_every_figure_renders_offline_without_console_error(run_folder, tmp_path):
+    dom, console = browse(write_report(run_folder), tmp_path / "profile")
+    assert len(figures(dom)) == 15
+    assert drawn(dom) == figures(dom)
+    assert console == []
+
+
+def test_dark_scheme_changes_the_ink_of_figures(run_folder, tmp_path):
+    page = write_report(run_folder)
+    light, _ = browse(page, tmp_path / "light")
+    dark, _ = browse(page, tmp_path / "dark", "--blink-settings=preferredColorScheme=0")
+    assert drawn(dark) == figures(dark)
+    assert ink(dark) != ink(light)
+
+
+def ink(dom):
+    """Return the colour of the first axis title."""
+    return re.search(r'class="xtitle"[^>]*fill: (rgb\([^)]*\))', dom)[1]
+
+
+def test_shared_script_draws_too(run_folder, tmp_path):
+    dom, console = browse(write_report(run_folder, "directory"), tmp_path / "profile")
+    assert drawn(dom) == figures(dom)
+    assert console == []
+
+
+def test_hostile_names_stay_text(hostile_folder, tmp_path):
+    dom, console = browse(write_report(hostile_folder), tmp_path / "profile")
+    assert drawn(dom) == figures(dom)
+    assert re.search("<body[^>]*>", dom)[0] == "<body>"
+    assert not re.search(r"<img\b", dom)
+    assert console == []
+
+
+def test_compare_page_renders(run_folder, tmp_path):
+    page = tmp_path / "compare.html"
+    page.write_text(render_compare([run_folder, run_folder]), encoding="utf-8")
+    dom, console = browse(page, tmp_path / "profile")
+    assert drawn(dom) == figures(dom) == {"compare-throughput", "compare-latency"}
+    assert console == []

@@ -1,0 +1,95 @@
+"""Does a timeline survive its file, and can a viewer draw it?"""
+
+import gzip
+import itertools
+import json
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghostsim.export.timeline import Counter, Slice, read_timeline, write_timeline
+
+names = st.text(min_size=1, max_size=8)
+slices = st.builds(
+    lambda label, lane, name, start, length: Slice(label, lane, name, "read", start, start + length, {"layer": 1}),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(["gpu", "cxl"]),
+    names,
+    st.integers(0, 10**15),
+    st.integers(0, 10**12),
+)
+
+
+def events(path):
+    return json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(slices, max_size=30))
+def test_every_slice_comes_back_to_the_picosecond(tmp_path_factory, some):
+    path = tmp_path_factory.mktemp("timeline") / "timeline.json.gz"
+    write_timeline(path, some, [], {"covers": "all"})
+    found = read_timeline(path)
+
+    def key(one):
+        return (one.label, one.lane.split(" #")[0], one.name, one.start_ps, one.finish_ps)
+
+    assert sorted(map(key, found.slices)) == sorted(map(key, some))
+    assert found.metadata == {"covers": "all"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(slices, max_size=40))
+def test_slices_of_one_lane_never_overlap(tmp_path_factory, some):
+    path = tmp_path_factory.mktemp("timeline") / "timeline.json.gz"
+    write_timeline(path, some, [], {})
+    lanes = {}
+    for one in read_timeline(path).slices:
+        lanes.setdefault((one.label, one.lane), []).append((one.start_ps, one.finish_ps))
+    for pieces in lanes.values():
+        pieces.sort()
+        assert all(after[0] >= before[1] for before, after in itertools.pairwise(pieces))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=30))
+def test_counters_come_back_bin_by_bin(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("timeline") / "timeline.json.gz"
+    counter = Counter("a", "pcie0", 7, values, "utilisation", {"capacity_bytes_per_s": 64e9})
+    write_timeline(path, [], [counter], {})
+    assert read_timeline(path).counters == (counter,)
+
+
+def test_overlapping_slices_use_the_lowest_free_track(tmp_path):
+    pieces = [(0, 10), (5, 15), (10, 20), (16, 18), (17, 19)]
+    path = tmp_path / "timeline.json.gz"
+    write_timeline(path, [Slice("a", "gpu", f"s{i}", "read", *piece) for i, piece in enumerate(pieces)], [], {})
+    placed = {one.name: one.lane for one in read_timeline(path).slices}
+    assert placed == {"s0": "gpu", "s1": "gpu #2", "s2": "gpu", "s3": "gpu #2", "s4": "gpu #3"}
+
+
+def test_same_slices_give_the_same_bytes(tmp_path):
+    some = [Slice("a", "gpu", "x", "read", 0, 5)]
+    write_timeline(tmp_path / "one.gz", some, [], {})
+    time.sleep(1.1)
+    write_timeline(tmp_path / "two.gz", some, [], {})
+    assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
+
+
+def test_viewers_get_names_and_microseconds(tmp_path):
+    path = tmp_path / "timeline.json.gz"
+    write_timeline(path, [Slice("run", "gpu", "x", "read", 1_500_000, 2_000_001)], [], {})
+    found = events(path)
+    assert {"process_name", "thread_name"} <= {event["name"] for event in found}
+    piece = next(event for event in found if event["ph"] == "X")
+    assert (piece["ts"], piece["dur"]) == (1.5, 0.500001)
+
+
+def test_hundred_thousand_slices_are_written_in_seconds(tmp_path):
+    many = [
+        Slice("run", f"lane {i % 40}", "read", "read", i * 100, i * 100 + 950, {"layer": i % 32}) for i in range(10**5)
+    ]
+    began = time.process_time()
+    write_timeline(tmp_path / "timeline.json.gz", many, [], {})
+    assert time.process_time() - began < 3

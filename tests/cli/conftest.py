@@ -1,0 +1,34 @@
+"""The command line as a user's shell sees it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ghostsim():
+    """Run the program in a process of its own and return what it printed and its exit code."""
+
+    def call(*args, cwd, **env):
+        return subprocess.run(
+            [sys.executable, "-m", "ghostsim", *map(str, args)], cwd=cwd, capture_output=True, text=True,
+            env=os.environ | {"PYTHONHASHSEED": "random"} | env, check=False,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def refused(ghostsim, tmp_path):
+    """Assert that a call ends in one line, without a traceback, with an exit code; return the line."""
+
+    def call(code, *args):
+        result = ghostsim(*args, cwd=tmp_path)
+        assert result.returncode == code, result.stderr
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1, result.stderr
+        return result.stderr.rstrip()
+
+    return call

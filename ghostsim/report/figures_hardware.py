@@ -79,7 +79,8 @@ def over_time(run: RunFolder, chosen: str) -> Figure | None:
     )
     caption = (
         "Each panel is one resource from 0 to 100 % busy; the right-hand note says what 100 % is, so a panel reads as "
-        "bandwidth too, headers and other overhead of the transfer included. Flat and full is a bottleneck; teeth are phases that do not overlap."
+        "bandwidth too, headers and other overhead of the transfer included. Flat and full is a bottleneck; teeth are "
+        "phases that do not overlap."
     )
     chosen_index = labels.index(chosen) if chosen in labels else 0
     return Figure("over-time", "Bandwidth and utilisation over time", caption, views, table, chosen_index, "run")

@@ -52,6 +52,7 @@ def test_every_figure_renders_offline_without_console_error(run_folder, tmp_path
     assert console == []
 
 
+@pytest.mark.slow
 def test_dark_scheme_changes_the_ink_of_figures(run_folder, tmp_path):
     page = write_report(run_folder)
     light, _ = browse(page, tmp_path / "light")

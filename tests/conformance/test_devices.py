@@ -86,7 +86,7 @@ def test_every_tier_has_a_route_of_links_that_meet(name, tier):
 @pytest.mark.parametrize(("name", "tier"), TIERS)
 def test_an_unloaded_fetch_takes_its_hops_both_ways_and_then_some(name, tier):
     machine = Rig().machine(name)
-    for device, store in machine.stores(tier):
+    for device, _ in machine.stores(tier):
         rig = Rig()
         machine = rig.machine(name)
         route, store = machine.routes[device], machine.devices[device]

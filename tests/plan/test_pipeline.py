@@ -1,7 +1,11 @@
 """Does the simulated decode step keep its promises: order, time, bytes, and the right sign of every change?"""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,3 +347,29 @@ def test_a_pool_behind_the_root_complex_gives_26_gb_a_second():
     assert done.record.utilisation["host0.root_complex"] > 0.9
     read = done.record.plan.tier_bytes()["cxl"]["kv"].sum()
     assert 0.85 * 26e9 < read / done.end_ps * 1e12 < 26e9
+
+
+PROGRAM = """
+import hashlib, json, sys
+sys.path[:0] = sys.argv[1:]
+from invented import CXL, llama, policy, simulate, varied
+from ghostsim.metrics.collect import run_metrics
+model, of = llama("layers=2"), policy("ghostkv")
+done = simulate(varied(of, model, context=9000, batch=2, steps=2), of, model, CXL, 2)
+print(hashlib.sha256(json.dumps(run_metrics(done.record)).encode()).hexdigest())
+"""
+
+
+def test_figures_are_the_same_in_every_process():
+    root = Path(__file__).parents[2]
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(root / "tests"), str(root)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1

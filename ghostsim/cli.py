@@ -245,14 +245,14 @@ def validate(
 ) -> None:
     """Check files (or bundled names) of any kind, scenarios down to capacities and traces."""
     from ghostsim.config.load import load_any
-    from ghostsim.simulation import check
+    from ghostsim.simulation import prepare
 
     errors: list[GhostsimError] = []
     for name in files:
         try:
             loaded = load_any(name, sets)
             if loaded.kind == "scenario":
-                check(loaded.value, _base_of(name), loaded.at)
+                prepare(loaded.value, _base_of(name), loaded.at)
         except GhostsimError as error:
             errors.append(error)
             _tell(str(error))

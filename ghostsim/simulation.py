@@ -90,50 +90,57 @@ def simulate(
         If something does not fit: a tier overflows, a filter has no device, a trace is too short.
     """
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
-    at = where or (lambda *_: None)
-    traces = _open_traces(scenario, base, at)
-    models = {label: _charged_model(run, traces) for label, run in scenario.runs.items()}
-    prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
-    for label, run in scenario.runs.items():
-        _check_filter(label, run, at)
-    workloads = _workloads(scenario, models, prints, traces, at)
-    selections = _select(scenario, workloads, jobs, say)
-    recorded = _recorded_loss(scenario, workloads, jobs, say)
+    ready = prepare(scenario, base, where)
+    selections = _select(scenario, ready.workloads, jobs, say)
+    recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
     records = {}
     for label, run in scenario.runs.items():
         say(f"simulate {label}")
-        records[label] = _run(label, run, models[label], selections[label], prints[label], counters)
+        records[label] = _run(label, run, ready.models[label], selections[label], ready.prints[label], counters)
+    metrics = _metrics(scenario, next(iter(ready.workloads.values())), records)
+    counters.wall_s = time.perf_counter() - begun
+    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    counters.peak_rss_mb = max(used) / 1024
+    return Result(metrics, records, ready.workloads, _notes(scenario, ready), recorded, counters)
+
+
+def _metrics(scenario: Scenario, workload: Workload, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return the contents of metrics.json."""
     runs = {label: run_metrics(record) for label, record in records.items()}
-    first = next(iter(workloads.values()))
-    metrics = {
+    return {
         "schema": 1,
         "scenario": scenario.name,
         "seed": scenario.seed,
         "trace": {
-            "name": "+".join(trace.name for trace in first.traces),
-            "kind": first.kind,
-            "context_tokens": first.context,
-            "steps": first.steps,
+            "name": "+".join(trace.name for trace in workload.traces),
+            "kind": workload.kind,
+            "context_tokens": workload.context,
+            "steps": workload.steps,
         },
         "runs": runs,
         "compare": compare(runs, scenario.baseline),
     }
-    counters.wall_s = time.perf_counter() - begun
-    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    counters.peak_rss_mb = max(used) / 1024
-    return Result(metrics, records, workloads, _notes(scenario, models, prints), recorded, counters)
 
 
-def check(scenario: Scenario, base: Path | None = None, where: Where | None = None) -> None:
-    """Raise what `simulate` would raise before time starts: traces, capacities, filters, tiers."""
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of every run before time starts, by label."""
+
+    models: Mapping[str, Model]
+    prints: Mapping[str, Footprint]
+    workloads: Mapping[str, Workload]
+
+
+def prepare(scenario: Scenario, base: Path | None = None, where: Where | None = None) -> Prepared:
+    """Open traces, size every run and see that its tiers and filters exist; errors are those of `simulate`."""
     at = where or (lambda *_: None)
     traces = _open_traces(scenario, base, at)
     models = {label: _charged_model(run, traces) for label, run in scenario.runs.items()}
     prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
     for label, run in scenario.runs.items():
         _check_filter(label, run, at)
-    _workloads(scenario, models, prints, traces, at)
+    return Prepared(models, prints, _workloads(scenario, models, prints, traces, at))
 
 
 def _open_traces(scenario: Scenario, base: Path | None, at: Where) -> dict[str, Trace]:
@@ -305,16 +312,16 @@ def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]
     }
 
 
-def _notes(scenario: Scenario, models: Mapping[str, Model], prints: Mapping[str, Footprint]) -> list[str]:
+def _notes(scenario: Scenario, ready: Prepared) -> list[str]:
     """Say what a reader must know about batches that were chosen or cannot be."""
     notes = []
     for label, run in scenario.runs.items():
         if run.workload.batch != "fits":
             continue
         batch = scenario.workload.batch
-        text = f"{label}: batch {prints[label].batch} is the largest whose weights and KV fit"
-        if isinstance(batch, int) and batch > prints[label].batch:
-            wanted = footprint(run, models[label], prints[label].tokens, batch)
+        text = f"{label}: batch {ready.prints[label].batch} is the largest whose weights and KV fit"
+        if isinstance(batch, int) and batch > ready.prints[label].batch:
+            wanted = footprint(run, ready.models[label], ready.prints[label].tokens, batch)
             text += f"; batch {batch} does not: {wanted.overflow(run.platform)}"
         notes.append(text)
     return notes

@@ -22,6 +22,9 @@
       "hoverlabel.bgcolor": paper,
       "hoverlabel.font.color": ink,
       "hoverlabel.bordercolor": line,
+      "modebar.bgcolor": "rgba(0,0,0,0)",
+      "modebar.color": line,
+      "modebar.activecolor": ink,
     };
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
       changes[`${name}.gridcolor`] = line;

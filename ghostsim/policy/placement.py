@@ -24,6 +24,8 @@ Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap"]
 
 _ID_BYTES = 4
+_QUERY_BITS = 8
+"""Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
 
 
@@ -160,7 +162,8 @@ class _Program:
 
     def _near_scan(self, stage: IndexStage) -> Iterator[Work]:
         """One scan per request and chunk; a PIM kernel runs on all ranks at once, so there it is one per batch."""
-        query = self.batch * self.model.kv_heads * self.model.q_per_kv * stage.macs * stage.operand_bits // 8
+        width = max(_QUERY_BITS, stage.operand_bits)
+        query = self.batch * self.model.kv_heads * self.model.q_per_kv * stage.macs * width // 8
         yield Work("query", "filter", "index", nbytes=query, records=self.batch, runs=1, after=(("qkv", 0),))
         if self.placement.site == "pim":
             scanned, read = self.sizes.scanned.sum(axis=0), self.sizes.read.sum(axis=0)

@@ -80,13 +80,10 @@ def run_sweep(
     effective = effective_sweep(sweep, sets)
     if resume:
         store.check(out, effective.document)
-    else:
-        store.refuse_existing(out)
-    points = _resolve(effective, jobs, say)
-    if resume:
         store.clean(out)
     else:
         store.create(out, effective.document)
+    points = _resolve(effective, jobs, say)
     return _Run(out.resolve(), effective, points, jobs, reports, say).run(out)
 
 

@@ -43,15 +43,11 @@ def create(folder: Path, document: Mapping[str, Any]) -> None:
     UsageError
         If `folder` exists or cannot be written.
     """
+    if folder.exists():
+        raise UsageError(f"--out: found {folder}, which exists; expected a new folder, or --resume to continue a store")
     with staged(folder, marker=SWEEP) as temporary:
         (temporary / SWEEP).write_text(dump(dict(document)), encoding="utf-8")
         (temporary / POINTS).mkdir()
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raise UsageError if `folder` exists; said before work begins."""
-    if folder.exists():
-        raise UsageError(f"--out: found {folder}, which exists; expected a new folder, or --resume to continue a store")
 
 
 def check(folder: Path, document: Mapping[str, Any]) -> None:

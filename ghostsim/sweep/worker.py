@@ -101,7 +101,7 @@ def _compute(task: Task) -> None:
         loaded = load_scenario(task.scenario, as_sets(task.settings))
         if named(loaded, base) != task.point:
             raise StoreError("found a scenario or trace that changed while the sweep ran; run the sweep again")
-        result = simulate(loaded.scenario, base, task.jobs)
+        result = simulate(loaded.scenario, base, task.jobs, where=loaded.at)
         write_run(folder, result, loaded, sys.argv, timeline=task.reports)
         _remember(task.point, folder)
         if task.reports:

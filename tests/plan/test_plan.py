@@ -62,7 +62,7 @@ def test_index_bytes_are_records_scanned_and_results(name, placement):
     scanned = -(-chosen.cold_tokens // unit)
     expected = per_step(scanned) * record
     if placement.site != "gpu":
-        expected = expected + 2 * 3 * 8 * 128 // 2  # queries: requests, layers, heads, dimensions at 4 bits
+        expected = expected + 2 * 3 * 8 * 128  # queries: requests, layers, heads, dimensions at 8 bits
         expected = expected + _results(scanned, chosen.read_tokens, placement)
     assert bytes_of(plan, placement.index_tier, "index").tolist() == expected.tolist()
 
@@ -123,7 +123,7 @@ def test_bytes_of_a_step_are_index_kv_transitions_and_the_new_token(chunks):
     chosen, plan = plan_of("ghostkv", replace(CXL, chunks=chunks, fetch="zero_copy"))
     terms = {
         "scan": per_step(chosen.cold_tokens) * 66,
-        "query": 2 * 3 * 8 * 64,
+        "query": 2 * 3 * 8 * 128,
         "bitmap": _results(chosen.cold_tokens, chosen.read_tokens, replace(CXL, chunks=chunks)),
         "hot": per_step(chosen.hot_tokens) * 512,
         "survivors": per_step(chosen.read_tokens) * 512,

@@ -158,6 +158,8 @@ def sweep(
     from ghostsim.export.run_folder import default_out
     from ghostsim.sweep.executor import run_sweep
 
+    if resume and out is None:
+        raise UsageError("--resume: found no --out, expected the store to continue, e.g. --out runs/cxl_link")
     folder = out or default_out(Path(sweep).stem)
     done = run_sweep(sweep, sets, folder, jobs=jobs, resume=resume, progress=_progress(quiet=quiet), reports=reports)
     _clear_progress(quiet=quiet)
@@ -316,16 +318,28 @@ def schema(out: Annotated[Path | None, typer.Option("--out", help="Folder for on
 
 
 @trace_app.command("info")
-def trace_info(trace: str, as_json: AsJson = False) -> None:
-    """Say what a trace is and how its attention is spread."""
+def trace_info(
+    trace: str,
+    report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that --report names.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a trace is and how its attention is spread, beside published figures."""
     from ghostsim.trace.format import open_trace
-    from ghostsim.trace.info import format_info, info
+    from ghostsim.trace.info import format_info, format_summary, info
 
-    found = info(open_trace(trace))
+    opened = open_trace(trace)
+    if report is not None:
+        from ghostsim.report.trace_page import write_trace_report
+
+        if report.exists() and not force:
+            raise UsageError(f"--report: found {report}, which exists; expected a new file, or --force to replace it")
+        _tell(str(write_trace_report(opened, report)))
+    found = info(opened)
     if as_json:
         _print_json(found)
     else:
-        print(format_info(found))
+        print(f"{format_info(found)}\n\n{format_summary(found)}")
 
 
 @trace_app.command("check")

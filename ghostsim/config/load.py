@@ -24,6 +24,7 @@ from ghostsim.config.sweep import Sweep
 from ghostsim.errors import ConfigError, Location
 
 T = TypeVar("T")
+_LONGEST_PATH = 4096
 _SHARED_MODELS: Mapping[str, type[BaseModel]] = {"model": Model, "platform": Platform, "workload": Workload}
 
 
@@ -162,6 +163,30 @@ def _written_part(over: Node, merged: Node) -> Node:
     return over.replace({key: _written_part(value, merged.map[key]) for key, value in over.map.items()})
 
 
+def _with_whole_traces(root: Node) -> Node:
+    """Return a scenario in which traces that lie beside the file that names them are absolute paths."""
+    runs = root.map.get("runs")
+    if runs is not None and isinstance(runs.value, Mapping):
+        root = root.replace({**root.map, "runs": runs.replace({k: _with_whole_trace(v) for k, v in runs.map.items()})})
+    return _with_whole_trace(root)
+
+
+def _with_whole_trace(node: Node) -> Node:
+    workload = node.map.get("workload") if isinstance(node.value, Mapping) else None
+    trace = workload.map.get("trace") if workload and isinstance(workload.value, Mapping) else None
+    if workload is None or trace is None or isinstance(trace.value, Mapping):
+        return node
+    many = isinstance(trace.value, tuple)
+    whole = Node(tuple(map(_whole, trace.value)), trace.at) if many else _whole(trace)  # type: ignore[arg-type]
+    return node.replace({**node.map, "workload": workload.replace({**workload.map, "trace": whole})})
+
+
+def _whole(name: Node) -> Node:
+    beside = Path(name.at.file).parent / str(name.value)
+    found = isinstance(name.value, str) and len(name.value) < _LONGEST_PATH and (beside / "manifest.yaml").is_file()
+    return Node(str(beside.resolve()), name.at) if found else name
+
+
 def _checked(kind: str, root: Node) -> Any:
     check = _Checker()
     value = _check_scenario(root, check) if kind == "scenario" else check.value(root, fields.ROOTS[kind], ())
@@ -173,7 +198,7 @@ def _load(kind: str, name: str | Path, settings: Iterable[Setting]) -> Any:
     library = Library()
     path = catalogue.find(kind, str(name)) if not isinstance(name, Path) else name
     root = apply(library.document(path, kind), settings, kind, library)
-    root = _own_numbers(root) if kind == "scenario" else root
+    root = _with_whole_traces(_own_numbers(root)) if kind == "scenario" else root
     value = _checked(kind, root)
     full = with_defaults(root, fields.ROOTS[kind])
     made = LoadedScenario if kind == "scenario" else Loaded

@@ -106,6 +106,14 @@ class GpuDevice:
         leg = Leg((*source.costs, *engine.costs, *landing), source.latency_ps + engine.latency_ps)
         return leg, float(self.part.copy_engines.window)
 
+    def receive(self, source: Leg) -> Leg:
+        """Extend a route by the write to HBM: what a device that masters the bus itself (an NVMe drive) sends."""
+        return Leg((*source.costs, *self.hbm.stream(write_share=1.0).costs), source.latency_ps)
+
+    def send(self, target: Leg) -> Leg:
+        """Extend a route by the read from HBM: what a device that masters the bus itself (an NVMe drive) takes."""
+        return Leg((*self.hbm.stream().costs, *target.costs), target.latency_ps)
+
     def read_in_place(self, source: Leg) -> tuple[Leg, float]:
         """Extend a route from another memory by the SMs' window of outstanding reads; return it with its weight."""
         leg = Leg((*source.costs, (self.window, source.latency_ps / _PS_PER_S)), source.latency_ps + self.part.launch)

@@ -13,7 +13,10 @@ _LARGEST_COMMAND = 128 * 1024
 
 
 class NvmeDevice:
-    """A drive: `NAME.commands` commands/s, `NAME.dies` dies, `NAME.channels` bytes/s, `NAME.queue` commands."""
+    """A drive that moves its data by its own DMA.
+
+    Resources: `NAME.commands` commands/s, `NAME.dies` dies, `NAME.channels` bytes/s, `NAME.queue` commands.
+    """
 
     def __init__(self, network: Network, name: str, part: Nvme) -> None:
         self.part = part
@@ -21,6 +24,11 @@ class NvmeDevice:
         self.dies = network.resource(f"{name}.dies", float(part.channels * part.dies_per_channel))
         self.channels = network.resource(f"{name}.channels", part.channels * part.channel_bandwidth)
         self.queue = network.resource(f"{name}.queue", float(part.queue_pairs * part.queue_depth))
+
+    @property
+    def window(self) -> float:
+        """Bytes that one queue pair keeps outstanding."""
+        return float(self.part.queue_depth * self.part.page)
 
     def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (the queue is a resource, not a count)
         """Return the cost of reading pieces: each takes whole pages."""

@@ -19,6 +19,7 @@ from ghostsim.devices.dram import octave
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
+from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import FifoServer
@@ -107,6 +108,10 @@ class Binder:
         away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
         self._check_filter()
+        if placement.kv_tier == "ssd" and placement.fetch == "zero_copy":
+            raise ConfigError(
+                "found fetch zero_copy from tier ssd, expected dma: a drive has no memory that SMs could read"
+            )
         self._scan = cache(self._new_scan)
         self._fetch = cache(self._new_fetch)
         self._store = cache(self._new_store)
@@ -251,7 +256,9 @@ class Binder:
             there = route.carry(piece)
             return join([device.read(piece, records), there, Leg((), there.latency_ps)])
 
-        source = site.spread(way)
+        source, first = site.spread(way), site.devices[0]
+        if isinstance(first, NvmeDevice):
+            return self._template(site, self.gpu.receive(source), first.window)
         return self._template(site, *(self.gpu.copy_in(source, piece) if copied else self.gpu.read_in_place(source)))
 
     def _bind_write(self, tier: str) -> Bound:
@@ -268,7 +275,10 @@ class Binder:
         def way(device: Store, route: Route) -> Leg:
             return join([route.carry(piece, write=True), device.write(piece, records)])
 
-        return self._template(site, *self.gpu.copy_out(site.spread(way), piece))
+        target, first = site.spread(way), site.devices[0]
+        if isinstance(first, NvmeDevice):
+            return self._template(site, self.gpu.send(target), first.window)
+        return self._template(site, *self.gpu.copy_out(target, piece))
 
 
 def _scan_at(device: Store, stage: IndexStage, q_per_kv: int, name: str) -> Job:

@@ -30,17 +30,14 @@ class Comparison:
 def comparison(runs: Sequence[RunFolder], verdicts: Sequence[Verdict]) -> Comparison:
     """Return the comparison of run folders, named by their folders."""
     names = _names(runs)
-    flat = [dict(_leaves(run.config)) for run in runs]
-    paths = list(dict.fromkeys(path for leaves in flat for path in leaves))
-    differing = [path for path in paths if len({leaves.get(path, "-") for leaves in flat}) > 1]
-    rows = [[path, *(leaves.get(path, "-") for leaves in flat)] for path in differing[:_MOST_DIFFERENCES]]
+    rows = [[path, *map(said, values)] for path, values in differences(runs).items()]
     figures = [_figure(runs, names, "tokens_per_s"), _figure(runs, names, "p95")]
     return Comparison(
         _heading(runs, names, verdicts[0].label),
         names,
         verdicts,
-        Table(["Setting", *names], rows),
-        max(0, len(differing) - len(rows)),
+        Table(["Setting", *names], rows[:_MOST_DIFFERENCES]),
+        max(0, len(rows) - _MOST_DIFFERENCES),
         figures,
     )
 
@@ -74,7 +71,25 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(plain, start=1)]
 
 
-def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
+def labels(runs: Sequence[RunFolder]) -> list[str]:
+    """Return the labels of the runs in any of the folders, in the order in which they first occur."""
+    return list(dict.fromkeys(label for run in runs for label in run.metrics["runs"]))
+
+
+def differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+    """Return the settings that differ by dotted path, with their value in each folder, None where it is not set."""
+    flat = [dict(_leaves(run.config)) for run in runs]
+    paths = dict.fromkeys(path for leaves in flat for path in leaves)
+    columns = {path: [leaves.get(path) for leaves in flat] for path in paths}
+    return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def said(value: object) -> str:
+    """Return the value of a setting as tables show it."""
+    return "-" if value is None else str(value)
+
+
+def _leaves(node: object, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every setting by its dotted path; a sourced number counts as its value."""
     if isinstance(node, Mapping) and "value" not in node:
         for key, value in node.items():
@@ -84,7 +99,7 @@ def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
         for index, value in enumerate(node):
             yield from _leaves(value, f"{path}.{index}")
     else:
-        yield path, str(node["value"] if isinstance(node, Mapping) else node)
+        yield path, node["value"] if isinstance(node, Mapping) else node
 
 
 _MEASURES = {
@@ -104,14 +119,14 @@ def _value(run: Mapping[str, Any], measure: str) -> float:
 
 def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Figure:
     key, title, across, caption = _MEASURES[measure]
-    labels = list(dict.fromkeys(label for run in runs for label in run.metrics["runs"]))
+    shown = labels(runs)
     traces = [
         {
             "type": "bar",
             "orientation": "h",
             "name": name,
-            "y": labels,
-            "x": [short(_value(found[label], measure)) if label in found else None for label in labels],
+            "y": shown,
+            "x": [short(_value(found[label], measure)) if label in found else None for label in shown],
             "marker": fill(index),
             "hovertemplate": "%{y}, %{fullData.name}: %{x:.4~g}<extra></extra>",
         }
@@ -119,13 +134,13 @@ def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Fi
             (name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True)
         )
     ]
-    height = 120 + (14 + 16 * len(runs)) * len(labels)
+    height = 120 + (14 + 16 * len(runs)) * len(shown)
     drawn = plot(
         traces,
         height,
         barmode="group",
         xaxis=axis(f"{across} (log)", type="log", dtick="D2", tickformat=",.4~r"),
-        yaxis=rows_axis(labels),
+        yaxis=rows_axis(shown),
     )
     rows = [
         _row(name, label, each)

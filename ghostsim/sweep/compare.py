@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ghostsim.errors import UsageError
+from ghostsim.report.compare import differences, labels, said
 from ghostsim.report.store import RunFolder, load_run
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
@@ -18,7 +19,6 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "elimination_rate": ("quality", "elimination_rate"),
     "lost_mass_max": ("quality", "lost_mass", "max"),
 }
-_UNSAID = ("source", "confidence", "summary")
 _TIERS = ("hbm", "dram", "cxl", "pim", "ssd")
 
 
@@ -45,13 +45,9 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "schema": 1,
         "folders": [str(folder) for folder in folders],
-        "labels": {label: _side_by_side(label, runs) for label in _labels(runs)},
-        "config": _differences(runs),
+        "labels": {label: _side_by_side(label, runs) for label in labels(runs)},
+        "config": differences(runs),
     }
-
-
-def _labels(runs: Sequence[RunFolder]) -> list[str]:
-    return list(dict.fromkeys(label for run in runs for label in run.metrics["runs"]))
 
 
 def _side_by_side(label: str, runs: Sequence[RunFolder]) -> list[dict[str, Any] | None]:
@@ -87,28 +83,6 @@ def _ratio(over: float, under: float) -> float:
     return over / under if under else 0.0
 
 
-def _differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
-    flat = [dict(_leaves(run.config, "")) for run in runs]
-    paths = dict.fromkeys(path for leaves in flat for path in leaves)
-    columns = {path: [leaves.get(path) for leaves in flat] for path in paths}
-    return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
-
-
-def _leaves(node: object, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield every setting by its dotted path; a number with its source counts as the number."""
-    if isinstance(node, Mapping) and "value" in node:
-        yield path, node["value"]
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            if key not in _UNSAID:
-                yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{path}.{index}")
-    else:
-        yield path, node
-
-
 # --- as text -----------------------------------------------------------------------------------------------------
 
 _HEADER = ("run", "folder", "batch", "tokens/s", "ratio", "p50 ms", "ratio", "p95 ms", "ratio", "lost mass", "mJ/token")
@@ -125,7 +99,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     ]
     parts = [_columns([list(_HEADER), *rows])]
     if found["config"]:
-        settings = [[path, *map(_said, values)] for path, values in found["config"].items()]
+        settings = [[path, *map(said, values)] for path, values in found["config"].items()]
         parts.append(_columns([["setting", *names], *settings]))
     elif len(names) > 1:
         parts.append("the configurations are the same")
@@ -138,10 +112,6 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
     for figure, ratio in (("tokens_per_s", "tokens_per_s"), ("step_p50_ms", "step_p50"), ("step_p95_ms", "step_p95")):
         cells += [f"{figures[figure]:.4g}", f"{ratios[ratio]:.3f}"]
     return [*cells, f"{figures['lost_mass_max']:.3g}", f"{figures['energy_mj_per_token']:.4g}"]
-
-
-def _said(value: object) -> str:
-    return "-" if value is None else str(value)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

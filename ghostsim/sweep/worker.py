@@ -24,7 +24,7 @@ from ghostsim.errors import GhostsimError, StoreError
 from ghostsim.export.run_folder import write_run
 from ghostsim.simulation import simulate
 from ghostsim.sweep import store
-from ghostsim.sweep.points import Point, named, resolve, scenario_folder
+from ghostsim.sweep.points import Point, named, resolve, scenario_folder, unpacked
 
 _KIND = "points"
 _MAX_BYTES = 1 << 30
@@ -42,6 +42,8 @@ class Task:
     jobs: int
     """Processes for policy evaluation."""
     reports: bool
+    packed: bytes | None = None
+    """The scenario of the point, if it was kept when the point was resolved."""
     wait: bool = False
     """Whether to wait for another program that computes the same point."""
 
@@ -73,8 +75,8 @@ def _end_with_parent() -> None:
         _end_group()
 
 
-def resolve_task(task: tuple[str, Mapping[str, Any]]) -> Point:
-    """Resolve the point of (scenario, settings)."""
+def resolve_task(task: tuple[str, Mapping[str, Any], bool]) -> Point:
+    """Resolve the point of (scenario, settings) and, if the third says so, pack it."""
     return resolve(*task)
 
 
@@ -98,7 +100,7 @@ def _compute(task: Task) -> None:
         if not task.reports and _recall(task.point, folder):
             return
         base = scenario_folder(task.scenario)
-        loaded = load_scenario(task.scenario, as_sets(task.settings))
+        loaded = unpacked(task.packed) if task.packed else load_scenario(task.scenario, as_sets(task.settings))
         if named(loaded, base) != task.point:
             raise StoreError("found a scenario or trace that changed while the sweep ran; run the sweep again")
         result = simulate(loaded.scenario, base, task.jobs, where=loaded.at)

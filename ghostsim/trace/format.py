@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ghostsim import bundled
 from ghostsim.errors import Location, TraceError
-from ghostsim.trace.manifest import ArrayFields, Manifest, read_manifest
+from ghostsim.trace.manifest import ArrayFields, ArraysFields, Manifest, Provenance, read_manifest
 
 MANIFEST = "manifest.yaml"
 VERIFY_BELOW_BYTES = 256 << 20
@@ -66,16 +66,6 @@ class Rope:
     attention_factor: float
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a trace comes from."""
-
-    recorder: str
-    text: str
-    licence: str
-    seed: int
-
-
 @dataclass(frozen=True, eq=False)
 class Trace:
     """A recorded decode: queries and keys before rotation, memory-mapped, read-only.
@@ -115,7 +105,7 @@ class Trace:
         return {name: array for name, array in named.items() if array is not None}
 
 
-ARRAY_NAMES = ("q", "k", "q_prompt", "token_ids", "inv_freq", "v", "q_ahead", "token_class", "loss")
+ARRAY_NAMES = tuple(ArraysFields.model_fields)
 
 
 def bundled_names() -> list[str]:
@@ -185,7 +175,7 @@ def check_trace(name_or_path: str | Path, base: Path | None = None) -> Trace:
 
 
 def _open(folder: Path) -> tuple[Trace, Manifest]:
-    manifest, document = read_manifest(_inside(folder, MANIFEST))
+    manifest, sha256 = read_manifest(_file_in(folder, MANIFEST))
     arrays = {name: _open_array(folder, name, spec) for name, spec in manifest.arrays.present().items()}
     trace = Trace(
         path=folder,
@@ -196,8 +186,8 @@ def _open(folder: Path) -> tuple[Trace, Manifest]:
         prompt_len=manifest.prompt_len,
         steps=manifest.steps,
         tokens=manifest.tokens,
-        provenance=Provenance(**manifest.provenance.model_dump()),
-        manifest_sha256=hashlib.sha256(document.content).hexdigest(),
+        provenance=manifest.provenance,
+        manifest_sha256=sha256,
         **arrays,
     )
     return trace, manifest
@@ -210,23 +200,24 @@ def _model(manifest: Manifest) -> TraceModel:
     return TraceModel(**fields | {"kept_layers": kept, "window": per_layer})
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return folder/name, which must not lead out of the folder."""
+def _file_in(folder: Path, name: str, field: str = "") -> Path:
+    """Return the regular file folder/name, which must not lead out of the folder; `field` names it in errors."""
     file = folder / name
     try:
         outside = not file.resolve().is_relative_to(folder.resolve())
+        fine = file.is_file()
     except (OSError, RuntimeError):  # a loop of links
         outside = True
     if outside:
         raise TraceError("found a link that leads out of the trace's folder, expected a file in it", Location(file))
+    if not fine:
+        what = "a folder" if file.is_dir() else "a special file" if file.exists() else "no such file"
+        raise TraceError(f"{field}found {what}, expected a regular file", Location(file))
     return file
 
 
 def _open_array(folder: Path, name: str, spec: ArrayFields) -> Array:
-    file = _inside(folder, f"{name}.npy")
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "no such file"
-        raise TraceError(f"arrays.{name}: found {what}, expected a .npy file", Location(file))
+    file = _file_in(folder, f"{name}.npy", f"arrays.{name}: ")
     array = _memory_map(file, name)
     if array.dtype != np.dtype(spec.dtype).newbyteorder("<"):
         raise TraceError(f"arrays.{name}: found dtype {array.dtype.str}, expected {spec.dtype}", Location(file))

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ghostsim.trace.compose import SINKS, Head, Workload, compose
+from ghostsim.trace.compose import SINKS
 from ghostsim.trace.format import Trace
+from ghostsim.trace.statistics import (
+    CLASSES,
+    LOCAL,
+    RULE,
+    SHARES,
+    TOP,
+    TOPS,
+    TraceStatistics,
+    probabilities,
+    range_text,
+    statistics,
+    summary,
+)
 
-LOCAL = 256
-TOP = 32
-SHARES = (0.50, 0.90, 0.95, 0.99)
-_STEPS = 64
-_SCORES = 1 << 20  # per query head; bounds the time on long traces
-
-
-def probabilities(head: Head, step: int) -> npt.NDArray[np.float64]:
-    """Return the attention probabilities of one step in float64, [g, first..own token]; masked tokens hold 0."""
-    own = head.context + step
-    first = 0 if head.window is None else max(0, own - head.window + 1)
-    keys = head.keys[first : own + 1].astype(np.float64, copy=False)
-    scores = head.scale * (head.queries[step].astype(np.float64, copy=False) @ keys.T)
-    if head.softcap is not None:
-        scores = head.softcap * np.tanh(scores / head.softcap)
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    out = np.zeros((len(scores), own + 1))
-    out[:, first:] = weights / weights.sum(axis=1, keepdims=True)
-    return out
+__all__ = ["format_info", "format_summary", "info", "probabilities"]
 
 
 def info(trace: Trace) -> dict[str, Any]:
@@ -37,15 +32,13 @@ def info(trace: Trace) -> dict[str, Any]:
     Up to 64 evenly spaced steps are looked at (fewer where the context is long). Masses are means over steps;
     `tokens_for` gives the mean number of tokens that hold a share of the mass.
     """
-    workload = compose([trace], None, requests=1, steps=None, context=None, seed=0)
-    looked = _looked_at(trace)
-    heads = [row for unit in range(len(workload.heads)) for row in _head_rows(workload, unit, looked)]
+    found = statistics(trace)
     return {
         "name": trace.name,
         "kind": trace.kind,
         "path": str(trace.path),
-        "model": {field: _plain(getattr(trace.model, field)) for field in trace.model.__dataclass_fields__},
-        "rope": trace.rope and {field: getattr(trace.rope, field) for field in trace.rope.__dataclass_fields__},
+        "model": {field: _plain(value) for field, value in asdict(trace.model).items()},
+        "rope": trace.rope and asdict(trace.rope),
         "prompt_len": trace.prompt_len,
         "steps": trace.steps,
         "tokens": trace.tokens,
@@ -54,11 +47,12 @@ def info(trace: Trace) -> dict[str, Any]:
             name: {"dtype": array.dtype.name, "shape": list(array.shape), "nbytes": array.nbytes}
             for name, array in trace.arrays().items()
         },
-        "provenance": {field: getattr(trace.provenance, field) for field in trace.provenance.__dataclass_fields__},
+        "provenance": trace.provenance.model_dump(),
         "manifest_sha256": trace.manifest_sha256,
         "mean_loss_nats": None if trace.loss is None else float(trace.loss.mean(dtype=np.float64)),
-        "steps_looked_at": len(looked),
-        "heads": heads,
+        "steps_looked_at": len(found.steps),
+        "heads": _head_rows(trace, found),
+        "statistics": summary(found),
     }
 
 
@@ -66,35 +60,27 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _looked_at(trace: Trace) -> list[int]:
-    count = max(1, min(_STEPS, trace.steps, _SCORES // trace.tokens))
-    return [int(step) for step in np.linspace(0, trace.steps - 1, count).astype(int)]
-
-
-def _head_rows(workload: Workload, unit: int, steps: list[int]) -> list[dict[str, Any]]:
-    head = workload.head(unit)
-    group = head.queries.shape[1]
-    measured = np.mean([_measure(probabilities(head, step)) for step in steps], axis=0)
-    layer = workload.traces[0].model.kept_layers[head.kept_layer]
+def _head_rows(trace: Trace, found: TraceStatistics) -> list[dict[str, Any]]:
+    top = TOPS.index(TOP)
     return [
-        {"layer": layer, "kv_head": head.kv_head, "q_head": head.kv_head * group + j} | _named(measured[j])
-        for j in range(group)
+        {
+            "layer": layer,
+            "kv_head": q_head // trace.model.q_per_kv,
+            "q_head": q_head,
+            "class": CLASSES[found.classes[at, q_head]],
+            "sink_mass": float(found.sink_mass[at, q_head]),
+            "local_mass": float(found.local_mass[at, q_head]),
+            "top32_mass": float(found.top_mass[at, q_head, top]),
+            "tokens_for": _tokens_for(found, at, q_head),
+        }
+        for at, layer in enumerate(found.layers)
+        for q_head in range(trace.model.q_heads)
     ]
 
 
-def _measure(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return [g, 3 + len(SHARES)]: sink, local and top mass, then tokens for each share."""
-    falling = np.sort(p, axis=1)[:, ::-1]
-    reached = np.cumsum(falling, axis=1)
-    counts = [np.minimum((reached < share).sum(axis=1) + 1, p.shape[1]) for share in SHARES]
-    masses = [p[:, :SINKS].sum(axis=1), p[:, -LOCAL:].sum(axis=1), falling[:, :TOP].sum(axis=1)]
-    return np.stack([*masses, *counts], axis=1).astype(np.float64)
-
-
-def _named(row: npt.NDArray[np.float64]) -> dict[str, Any]:
-    sink, local, top, *counts = (float(value) for value in row)
-    tokens_for = {f"{share:.0%}": count for share, count in zip(SHARES, counts, strict=True)}
-    return {"sink_mass": sink, "local_mass": local, "top32_mass": top, "tokens_for": tokens_for}
+def _tokens_for(found: TraceStatistics, at: int, q_head: int) -> dict[str, float]:
+    counts = found.tokens_for[at, q_head]
+    return {f"{share:.0%}": float(count) for share, count in zip(SHARES, counts, strict=True)}
 
 
 def format_info(found: dict[str, Any]) -> str:
@@ -116,7 +102,7 @@ def format_info(found: dict[str, Any]) -> str:
         f"arrays    {', '.join(arrays)}",
         "",
         f"{looked}: mass of the first {SINKS}, last {LOCAL}, best {TOP} tokens; tokens that hold a share of the mass",
-        f"layer q_head   sink  local  top32{columns}",
+        f"layer q_head   sink  local  top32{columns}  class",
     ]
     return "\n".join([*lines, *map(_row_text, found["heads"])])
 
@@ -129,6 +115,32 @@ def _rope_text(rope: dict[str, Any] | None) -> str:
 
 def _row_text(row: dict[str, Any]) -> str:
     masses = f"{row['sink_mass']:7.3f}{row['local_mass']:7.3f}{row['top32_mass']:7.3f}"
-    return f"{row['layer']:5}{row['q_head']:7}{masses}" + "".join(
-        f"{count:8.0f}" for count in row["tokens_for"].values()
-    )
+    counts = "".join(f"{count:8.0f}" for count in row["tokens_for"].values())
+    return f"{row['layer']:5}{row['q_head']:7}{masses}{counts}  {row['class']}"
+
+
+def format_summary(found: dict[str, Any]) -> str:
+    """Lay out the figures of `statistics` in the result of `info` beside the published ones."""
+    of = found["statistics"]
+    rank, kept = of["key_rank"], " / ".join(f"{value:.2f}" for value in of["persistence"].values())
+    layers = " / ".join(f"{value:.2f}" for value in of["layer_overlap"]) or "one layer"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in of["classes"].items())
+    after = ", ".join(of["persistence"]) or "no"
+    sources = list(dict.fromkeys(row["source"] for row in of["published"]))
+    lines = [
+        f"classes   {shares}",
+        f"          ({RULE})",
+        f"persists  best {TOP} after {after} steps: {kept or 'one step'}; shared by adjacent layers: {layers}",
+        f"keys      {rank['before_rope']:.0f} dimensions for 90 % of the energy, {rank['after_rope']:.0f} after RoPE",
+        f"norms     query {of['query_norm']:.1f}, key {of['key_norm']:.1f}",
+        "",
+        f"{'here':>9}{'published':>13}",
+        *(_published_text(row, sources.index(row["source"]) + 1) for row in of["published"]),
+        *(f"[{number}] {source}" for number, source in enumerate(sources, 1)),
+        *(f"warning: {text}" for text in of["warnings"]),
+    ]
+    return "\n".join(lines)
+
+
+def _published_text(row: dict[str, Any], source: int) -> str:
+    return f"{row['measured']:9.3g}{range_text(row['low'], row['high']):>13}  {row['name']} [{source}]"

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from ghostsim.errors import Location, TraceError
+from ghostsim.config.base import Count, MisfitError, Strict, Text
+from ghostsim.config.document import Node, TreePath, resolve
+from ghostsim.errors import ConfigError, Location, TraceError
 
 FORMAT = 1
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 8
 _MAX_NUMBER = 30  # characters; a longer plain scalar is text (a SHA-256 may consist of digits)
 _SHOWN = 60
-_INT = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-Count = Annotated[int, Field(ge=1, le=2**40)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Positive = Annotated[float, Field(gt=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+class _Fields(Strict, strict=True):
+    """A mapping of the manifest; nothing is converted."""
 
 
-class ModelFields(_Strict):
+class ModelFields(_Fields):
     """The recorded model, as the manifest writes it."""
 
     name: Text
@@ -50,7 +46,7 @@ class ModelFields(_Strict):
     trained_context: Count
 
 
-class RopeFields(_Strict):
+class RopeFields(_Fields):
     """Rotary positions, as the manifest writes them."""
 
     dims: Annotated[int, Field(ge=2, multiple_of=2)]
@@ -58,7 +54,7 @@ class RopeFields(_Strict):
     attention_factor: Positive
 
 
-class ArrayFields(_Strict):
+class ArrayFields(_Fields):
     """One array file."""
 
     dtype: Literal["float16", "float32", "float64", "int32", "uint8"]
@@ -66,7 +62,7 @@ class ArrayFields(_Strict):
     sha256: Hex
 
 
-class ArraysFields(_Strict):
+class ArraysFields(_Fields):
     """The arrays that a format 1 trace may hold."""
 
     q: ArrayFields
@@ -84,7 +80,7 @@ class ArraysFields(_Strict):
         return {name: spec for name, spec in self if spec is not None}
 
 
-class ProvenanceFields(_Strict):
+class Provenance(_Fields):
     """Where the trace comes from and under which licence its text may be passed on."""
 
     recorder: Text
@@ -93,10 +89,10 @@ class ProvenanceFields(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**64)]
 
 
-class Manifest(_Strict):
+class Manifest(_Fields):
     """``manifest.yaml`` of format 1."""
 
-    format: Literal[1]
+    format: int
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     kind: Literal["recorded", "composed", "synthetic"]
     model: ModelFields
@@ -105,8 +101,22 @@ class Manifest(_Strict):
     steps: Count
     tokens: Count
     arrays: ArraysFields
-    provenance: ProvenanceFields
+    provenance: Provenance
     checks: dict[str, Any] | None = None
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _check_format(cls, value: object) -> object:
+        if type(value) is not int or value != FORMAT:
+            raise MisfitError(f"found {_show(value)}, expected {FORMAT}, the one this version reads", "format")
+        return value
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        for path, found, fine, expected in _relations(self):
+            if not fine:
+                raise MisfitError(f"found {_show(found)}, expected {expected}", *path)
+        return self
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -114,65 +124,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelFields,
     "rope": RopeFields,
     "arrays": ArraysFields,
-    "provenance": ProvenanceFields,
+    "provenance": Provenance,
     **{f"arrays.{name}": ArrayFields for name in ArraysFields.model_fields},
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """One YAML node with its place in the file."""
-
-    value: str | list[Node] | dict[str, Node]
-    plain: bool
-    line: int
-    column: int
-
-    def data(self) -> object:
-        """Return the plain Python value (YAML 1.2 core schema)."""
-        if isinstance(self.value, dict):
-            return {key: node.data() for key, node in self.value.items()}
-        if isinstance(self.value, list):
-            return [node.data() for node in self.value]
-        return _scalar(self.value) if self.plain else self.value
-
-    def find(self, path: tuple[str | int, ...]) -> Node:
-        """Return the node at `path`, or the deepest one on the way there."""
-        node = self
-        for step in path:
-            inner = node.value
-            if isinstance(inner, dict) and step in inner:
-                node = inner[str(step)]
-            elif isinstance(inner, list) and isinstance(step, int) and step < len(inner):
-                node = inner[step]
-            else:
-                break
-        return node
-
-
-def _scalar(text: str) -> object:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if len(text) > _MAX_NUMBER:
-        return text
-    if _INT.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
-
-
-@dataclass(frozen=True)
-class Document:
-    """A parsed manifest and the places of its parts."""
-
-    file: Path
-    root: Node
-    content: bytes
-
-    def refuse(self, path: tuple[str | int, ...], message: str) -> NoReturn:
-        """Raise the one-line error about `path`."""
-        node = self.root.find(path)
-        dotted = ".".join(map(str, path))
-        raise TraceError(f"{dotted}: {message}" if dotted else message, Location(self.file, node.line, node.column))
 
 
 def _show(value: object) -> str:
@@ -180,158 +134,145 @@ def _show(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _place(event: yaml.Event) -> tuple[int, int]:
-    mark = event.start_mark
-    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
-
-
 class _Builder:
-    """Builds nodes from YAML events; nesting is bounded, aliases, tags and duplicate keys are refused."""
+    """Builds nodes from YAML events.
 
-    def __init__(self, file: Path, events: Iterator[yaml.Event]) -> None:
+    Unlike a configuration, a manifest holds no aliases, and a number that is too large or not finite becomes a node,
+    so that the complaint names its field.
+    """
+
+    def __init__(self, file: Path, text: str) -> None:
         self.file = file
-        self.events = events
+        self.events = yaml.parse(text, Loader=_Loader)
+
+    def at(self, event: yaml.Event) -> Location:
+        mark = event.start_mark
+        return Location(self.file, mark.line + 1, mark.column + 1) if mark else Location(self.file)
 
     def refuse(self, event: yaml.Event, message: str) -> NoReturn:
-        raise TraceError(message, Location(self.file, *_place(event)))
+        raise TraceError(message, self.at(event))
 
     def document(self) -> Node:
-        self._expect_document(next(self.events), next(self.events))
-        node = self.node(next(self.events), 0)
         next(self.events)
-        end = next(self.events)
-        if not isinstance(end, yaml.StreamEndEvent):
-            self.refuse(end, "found a second YAML document, expected one")
-        return node
-
-    def _expect_document(self, _start: yaml.Event, first: yaml.Event) -> None:
-        if not isinstance(first, yaml.DocumentStartEvent):
+        if not isinstance(first := next(self.events), yaml.DocumentStartEvent):
             self.refuse(first, f"found an empty file, expected a trace manifest, e.g. format: {FORMAT}")
+        root = self.node(next(self.events), 0)
+        next(self.events)
+        if not isinstance(end := next(self.events), yaml.StreamEndEvent):
+            self.refuse(end, "found a second YAML document, expected one")
+        return root
 
     def node(self, event: yaml.Event, depth: int) -> Node:
         if depth > _MAX_DEPTH:
             self.refuse(event, f"found more than {_MAX_DEPTH} levels of nesting, expected a flat manifest")
         if isinstance(event, yaml.AliasEvent):
             self.refuse(event, f"found the alias *{event.anchor}, expected the value itself")
-        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) not in {None, "!"}:
+        if getattr(event, "tag", None) not in (None, "!"):
             self.refuse(event, "found a YAML tag, expected a plain value")
+        at = self.at(event)
         if isinstance(event, yaml.MappingStartEvent):
-            return Node(self.mapping(depth), False, *_place(event))
+            return self.mapping(at, depth)
         if isinstance(event, yaml.SequenceStartEvent):
-            return Node(self.sequence(depth), False, *_place(event))
+            return Node(tuple(self.sequence(depth)), at)
         if not isinstance(event, yaml.ScalarEvent):
             self.refuse(event, "found the end of the file, expected a value")
-        return Node(event.value, event.style is None, *_place(event))
+        is_text = bool(event.style) or len(event.value) > _MAX_NUMBER
+        return Node(event.value if is_text else resolve(event.value), at)
 
-    def mapping(self, depth: int) -> dict[str, Node]:
-        found: dict[str, Node] = {}
+    def mapping(self, at: Location, depth: int) -> Node:
+        entries: dict[str, Node] = {}
+        keys: dict[str, Location] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 self.refuse(event, "found a collection as a key, expected a name")
-            if event.value in found:
-                self.refuse(event, f"{_show(event.value)}: found this key twice, expected it once")
-            found[event.value] = self.node(next(self.events), depth + 1)
-        return found
+            key = event.value
+            if key in entries:
+                self.refuse(event, f"{_show(key)}: found this key twice, expected it once")
+            keys[key] = self.at(event)
+            entries[key] = self.node(next(self.events), depth + 1)
+        return Node(entries, at, keys)
 
-    def sequence(self, depth: int) -> list[Node]:
-        items = []
+    def sequence(self, depth: int) -> Iterator[Node]:
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            items.append(self.node(event, depth + 1))
-        return items
+            yield self.node(event, depth + 1)
 
 
-def read_bytes(file: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes."""
+def parse(content: bytes, file: Path) -> Node:
+    """Return the one document of a manifest; raises TraceError with line and column."""
     try:
-        if not file.is_file():
-            what = "a folder" if file.is_dir() else "no such file" if not file.exists() else "a special file"
-            raise TraceError(f"found {what}, expected a trace manifest", Location(file))
-        if file.stat().st_size > limit:
-            raise TraceError(f"found {file.stat().st_size} bytes, expected at most {limit}", Location(file))
-        return file.read_bytes()
-    except OSError as error:
-        raise TraceError(f"found a file that cannot be read ({error.strerror})", Location(file)) from None
-
-
-def parse(file: Path) -> Document:
-    """Parse a manifest without interpreting it; raises TraceError with line and column."""
-    content = read_bytes(file, _MAX_BYTES)
-    try:
-        text = content.decode()
-        return Document(file, _Builder(file, yaml.parse(text, Loader=yaml.SafeLoader)).document(), content)
+        return _Builder(file, content.decode()).document()
     except UnicodeDecodeError as error:
         raise TraceError(
             f"found a byte that is not UTF-8 at offset {error.start}, expected text", Location(file)
         ) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
-        raise TraceError(f"found invalid YAML ({error.problem}), expected a trace manifest", at) from None
+    except ConfigError as error:  # too many values
+        raise TraceError(str(error)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise TraceError(
-            f"found invalid YAML ({_show(str(error))}), expected a trace manifest", Location(file)
-        ) from None
+        reason = _show(getattr(error, "problem", None) or str(error))
+        mark = getattr(error, "problem_mark", None)
+        at = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
+        raise TraceError(f"found invalid YAML ({reason}), expected a trace manifest", at) from None
 
 
-def _complain(document: Document, error: ValidationError) -> NoReturn:
-    # A misspelt key is both unknown and missing; the unknown one says more.
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path = _real_path(document, first["loc"], missing=first["type"] == "missing")
-    if first["type"] == "extra_forbidden":
+def _refuse(root: Node, path: TreePath, message: str) -> NoReturn:
+    """Raise the one-line error about the value at `path`, or about the nearest one above it."""
+    marks = dict(root.marks())
+    near = next(marks[path[:length]] for length in range(len(path), -1, -1) if path[:length] in marks)
+    dotted = ".".join(map(str, path))
+    raise TraceError(f"{dotted}: {message}" if dotted else message, near)
+
+
+def _complain(root: Node, error: ValidationError) -> NoReturn:
+    """Raise one error of those found: that of the format before those it explains, a misspelt key before a missing."""
+    first = min(error.errors(), key=lambda e: (e["loc"] != ("format",), e["type"] != "extra_forbidden"))
+    kind, found = first["type"], first["input"]
+    path = _real_path(root, first["loc"], missing=kind == "missing")
+    if kind == "value_error" and isinstance(misfit := first["ctx"]["error"], MisfitError):
+        _refuse(root, misfit.path, str(misfit))
+    if kind == "extra_forbidden":
         known = list(_SECTIONS[".".join(map(str, path[:-1]))].model_fields)
         close = difflib.get_close_matches(str(path[-1]), known, 1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-        document.refuse(path, f"found an unknown key, {hint}")
-    if first["type"] == "missing":
-        document.refuse(path, "found nothing, expected this field")
-    document.refuse(path, f"found {_show(first['input'])}, expected {_expected(first['msg'])}")
+        _refuse(root, path, f"found an unknown key, {hint}")
+    if kind == "missing":
+        _refuse(root, path, "found nothing, expected this field")
+    _refuse(root, path, f"found {_show(found)}, expected {first['msg'].removeprefix('Input should be ')}")
 
 
-def _real_path(document: Document, loc: tuple[str | int, ...], *, missing: bool) -> tuple[str | int, ...]:
+def _real_path(root: Node, loc: TreePath, *, missing: bool) -> TreePath:
     """Drop what pydantic puts into the path to say which branch of a union it tried."""
-    path: tuple[str | int, ...] = ()
+    marks = dict(root.marks())
+    path: TreePath = ()
     for part in loc[:-1] if missing else loc:
-        if document.root.find(path) is not document.root.find((*path, part)):
-            path = (*path, part)
+        path = (*path, part) if (*path, part) in marks else path
     return (*path, loc[-1]) if missing else path
 
 
-def _expected(message: str) -> str:
-    return message.removeprefix("Input should be ").removeprefix("Value error, ")
-
-
-def read_manifest(file: Path) -> tuple[Manifest, Document]:
-    """Read and check one manifest.
+def read_manifest(file: Path) -> tuple[Manifest, str]:
+    """Read and check one manifest; return it and the SHA-256 of the file.
 
     Raises
     ------
     TraceError
         One line with file, line, column, the field's path, what was found and what was expected.
     """
-    document = parse(file)
-    data = document.root.data()
-    if not isinstance(data, dict):
-        document.refuse((), "found no mapping, expected a trace manifest, e.g. format: 1")
-    if data.get("format") != FORMAT or isinstance(data.get("format"), bool):
-        document.refuse(
-            ("format",), f"found {_show(data.get('format'))}, expected {FORMAT}, the one this version reads"
-        )
     try:
-        manifest = Manifest.model_validate(data)
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise TraceError(f"found a file that cannot be read ({error.strerror})", Location(file)) from None
+    if len(content) > _MAX_BYTES:
+        raise TraceError(f"found a longer manifest, expected at most {_MAX_BYTES} bytes", Location(file))
+    root = parse(content, file)
+    if not isinstance(root.value, Mapping):
+        _refuse(root, (), f"found no mapping, expected a trace manifest, e.g. format: {FORMAT}")
+    try:
+        return Manifest.model_validate(root.plain()), hashlib.sha256(content).hexdigest()
     except ValidationError as error:
-        _complain(document, error)
-    check_consistency(manifest, document)
-    return manifest, document
+        _complain(root, error)
 
 
-def check_consistency(manifest: Manifest, document: Document) -> None:
-    """Check the fields of a manifest against each other."""
-    for path, found, fine, expected in _relations(manifest):
-        if not fine:
-            document.refuse(path, f"found {_show(found)}, expected {expected}")
-
-
-Relation = tuple[tuple[str | int, ...], object, bool, str]
+Relation = tuple[TreePath, object, bool, str]
 
 
 def _relations(m: Manifest) -> Iterator[Relation]:

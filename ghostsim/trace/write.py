@@ -6,14 +6,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from ghostsim.config import document
 from ghostsim.errors import ConfigError, UsageError
 from ghostsim.trace.compose import Workload
 from ghostsim.trace.format import MANIFEST, Trace, check_trace, file_sha256
@@ -57,9 +58,7 @@ class TraceWriter:
         """Write the manifest (`fields` without format and arrays), check the trace, move it to its place, open it."""
         arrays = {name: self._describe(name, array) for name, array in self._arrays.items()}
         manifest = {"format": FORMAT, **fields, "arrays": arrays}
-        (self._work / MANIFEST).write_text(
-            yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        (self._work / MANIFEST).write_text(document.dump(manifest), encoding="utf-8")
         check_trace(self._work)
         self._work.chmod(0o777 & ~_umask())
         if self.folder.exists():
@@ -82,10 +81,9 @@ def _umask() -> int:
 
 def model_fields(trace: Trace) -> dict[str, Any]:
     """Return the `model` mapping of a manifest."""
-    fields = {name: getattr(trace.model, name) for name in trace.model.__dataclass_fields__}
     windows = list(trace.model.window)
     window = windows[0] if len(set(windows)) == 1 else windows
-    return fields | {"kept_layers": list(trace.model.kept_layers), "window": window}
+    return asdict(trace.model) | {"kept_layers": list(trace.model.kept_layers), "window": window}
 
 
 def compose_to_folder(workload: Workload, folder: Path, request: int = 0, *, force: bool = False) -> Trace:
@@ -140,7 +138,7 @@ def _manifest_fields(workload: Workload, request: int, name: str) -> dict[str, A
         "name": name,
         "kind": "synthetic" if workload.kind == "synthetic" else "composed",
         "model": model_fields(own),
-        "rope": {field: getattr(own.rope, field) for field in ("dims", "pairing", "attention_factor")},
+        "rope": asdict(own.rope) if own.rope else None,
         "prompt_len": workload.context,
         "steps": workload.steps,
         "tokens": workload.context + workload.steps,

@@ -227,6 +227,8 @@ CORRUPTIONS = {
     "array with a path for a name": (edit(lambda m: m["arrays"].update({"../../etc/passwd": {}})), "an unknown key"),
     "version from the future": (put("format", 2), "manifest.yaml:1:9: format: found 2, expected 1"),
     "version as text": (put("format", "1"), "format: found '1', expected 1"),
+    "version as truth": (put("format", True), "format: found True, expected 1"),
+    "version as fraction": (put("format", 1.0), "format: found 1.0, expected 1"),
     "prompt beyond tokens": (put("prompt_len", 4000), "tokens: found 84, expected prompt_len + steps = 4004"),
     "prompt shorter than its queries": (
         edit(lambda m: m.update(prompt_len=PROMPT - 30, tokens=TOKENS - 30)), "manifest.yaml:"),
@@ -267,6 +269,7 @@ CORRUPTIONS = {
     "broken YAML": (text("format: [1\nname: x\n"), "manifest.yaml:2:"),
     "tab": (text("format:\n\t1\n"), "found invalid YAML"),
     "deep nesting": (text(NESTED), "levels of nesting"),
+    "too many values": (text("format: [" + "1," * 500_000 + "1]\n"), "found more than 500000 values"),
     "aliases": (text(BOMB), "found the alias *a"),
     "recursive anchor": (text("format: &a [*a]\n"), "found the alias *a"),
     "python tag": (text("format: !!python/object/apply:os.system ['true']\n"), "found a YAML tag"),

@@ -1,0 +1,53 @@
+"""Does the README say what the commands it names print?"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ghostsim.accuracy.report import accuracy
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def table():
+    text = README.read_text(encoding="utf-8")
+    block = text[text.index("<!-- accuracy:begin -->") : text.index("<!-- accuracy:end -->")]
+    rows = [
+        re.split(r"\s*\|\s*", line.strip().strip("|").strip()) for line in block.splitlines() if line.startswith("| `")
+    ]
+    return {row[0].split("`")[1]: row[1:] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return accuracy().as_json()["probes"]
+
+
+@pytest.mark.slow
+def test_every_probe_is_in_the_table(table, measured):
+    assert set(table) == set(measured)
+
+
+@pytest.mark.slow
+def test_accuracy_table_holds_the_figures_of_the_command(table, measured):
+    for probe, (rows, median, p90, worst, _) in table.items():
+        found = measured[probe]
+        assert (rows, median, p90, worst) == (
+            str(found["n"]), f"{100 * found['median']:.1f}", f"{100 * found['p90']:.1f}", f"{100 * found['max']:.1f}"
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_bar_is_met(table):
+    for _, median, p90, _, bar in table.values():
+        if bar != "none":
+            limits = [float(number) for number in bar.split("/")]
+            assert (float(median) <= limits[0], float(p90) <= limits[1]) == (True, True)
+
+
+def test_every_file_that_the_readme_names_exists():
+    text = README.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:hwmodels|scenarios|traces|reports|ghostsim|tests)/[\w./-]*)`", text):
+        assert (README.parent / name).exists(), name

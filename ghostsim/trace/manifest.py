@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from ghostsim.config import document
 from ghostsim.config.base import Count, MisfitError, Strict, Text
-from ghostsim.config.document import Node, TreePath, resolve
-from ghostsim.errors import ConfigError, Location, TraceError
+from ghostsim.config.document import Node, TreePath
+from ghostsim.errors import ConfigError, TraceError
 
 FORMAT = 1
-_MAX_BYTES = 1 << 20
-_MAX_DEPTH = 8
-_MAX_NUMBER = 30  # characters; a longer plain scalar is text (a SHA-256 may consist of digits)
 _SHOWN = 60
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -134,86 +129,6 @@ def _show(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-class _Builder:
-    """Builds nodes from YAML events.
-
-    Unlike a configuration, a manifest holds no aliases, and a number that is too large or not finite becomes a node,
-    so that the complaint names its field.
-    """
-
-    def __init__(self, file: Path, text: str) -> None:
-        self.file = file
-        self.events = yaml.parse(text, Loader=_Loader)
-
-    def at(self, event: yaml.Event) -> Location:
-        mark = event.start_mark
-        return Location(self.file, mark.line + 1, mark.column + 1) if mark else Location(self.file)
-
-    def refuse(self, event: yaml.Event, message: str) -> NoReturn:
-        raise TraceError(message, self.at(event))
-
-    def document(self) -> Node:
-        next(self.events)
-        if not isinstance(first := next(self.events), yaml.DocumentStartEvent):
-            self.refuse(first, f"found an empty file, expected a trace manifest, e.g. format: {FORMAT}")
-        root = self.node(next(self.events), 0)
-        next(self.events)
-        if not isinstance(end := next(self.events), yaml.StreamEndEvent):
-            self.refuse(end, "found a second YAML document, expected one")
-        return root
-
-    def node(self, event: yaml.Event, depth: int) -> Node:
-        if depth > _MAX_DEPTH:
-            self.refuse(event, f"found more than {_MAX_DEPTH} levels of nesting, expected a flat manifest")
-        if isinstance(event, yaml.AliasEvent):
-            self.refuse(event, f"found the alias *{event.anchor}, expected the value itself")
-        if getattr(event, "tag", None) not in (None, "!"):
-            self.refuse(event, "found a YAML tag, expected a plain value")
-        at = self.at(event)
-        if isinstance(event, yaml.MappingStartEvent):
-            return self.mapping(at, depth)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return Node(tuple(self.sequence(depth)), at)
-        if not isinstance(event, yaml.ScalarEvent):
-            self.refuse(event, "found the end of the file, expected a value")
-        is_text = bool(event.style) or len(event.value) > _MAX_NUMBER
-        return Node(event.value if is_text else resolve(event.value), at)
-
-    def mapping(self, at: Location, depth: int) -> Node:
-        entries: dict[str, Node] = {}
-        keys: dict[str, Location] = {}
-        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
-                self.refuse(event, "found a collection as a key, expected a name")
-            key = event.value
-            if key in entries:
-                self.refuse(event, f"{_show(key)}: found this key twice, expected it once")
-            keys[key] = self.at(event)
-            entries[key] = self.node(next(self.events), depth + 1)
-        return Node(entries, at, keys)
-
-    def sequence(self, depth: int) -> Iterator[Node]:
-        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            yield self.node(event, depth + 1)
-
-
-def parse(content: bytes, file: Path) -> Node:
-    """Return the one document of a manifest; raises TraceError with line and column."""
-    try:
-        return _Builder(file, content.decode()).document()
-    except UnicodeDecodeError as error:
-        raise TraceError(
-            f"found a byte that is not UTF-8 at offset {error.start}, expected text", Location(file)
-        ) from None
-    except ConfigError as error:  # too many values
-        raise TraceError(str(error)) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        reason = _show(getattr(error, "problem", None) or str(error))
-        mark = getattr(error, "problem_mark", None)
-        at = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
-        raise TraceError(f"found invalid YAML ({reason}), expected a trace manifest", at) from None
-
-
 def _refuse(root: Node, path: TreePath, message: str) -> NoReturn:
     """Raise the one-line error about the value at `path`, or about the nearest one above it."""
     marks = dict(root.marks())
@@ -257,17 +172,13 @@ def read_manifest(file: Path) -> tuple[Manifest, str]:
         One line with file, line, column, the field's path, what was found and what was expected.
     """
     try:
-        with file.open("rb") as stream:
-            content = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise TraceError(f"found a file that cannot be read ({error.strerror})", Location(file)) from None
-    if len(content) > _MAX_BYTES:
-        raise TraceError(f"found a longer manifest, expected at most {_MAX_BYTES} bytes", Location(file))
-    root = parse(content, file)
+        root, sha256 = document.read(file)
+    except ConfigError as error:
+        raise TraceError(str(error)) from None
     if not isinstance(root.value, Mapping):
         _refuse(root, (), f"found no mapping, expected a trace manifest, e.g. format: {FORMAT}")
     try:
-        return Manifest.model_validate(root.plain()), hashlib.sha256(content).hexdigest()
+        return Manifest.model_validate(root.plain()), sha256
     except ValidationError as error:
         _complain(root, error)
 

@@ -12,16 +12,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from ghostsim.errors import GhostsimError, RequirementError, UsageError
 
+if TYPE_CHECKING:
+    from ghostsim.trace.requests import Requests
+
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-trace_app = typer.Typer(help="Recorded attention.", no_args_is_help=True, rich_markup_mode=None)
+trace_app = typer.Typer(help="Recorded attention and request workloads.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
 
 Sets = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. a.b.c='180 ns'.")]
@@ -31,6 +34,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the folder that --
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Processes; 0 takes one per core, at most 4.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="CSV file to write; a new one.")]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
+Form = Literal["auto", "mooncake", "azure", "burstgpt", "ghostsim"]
 Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps"]
 
 
@@ -369,6 +375,67 @@ def trace_compose(
     opened = [open_trace(name) for name in traces]
     workload = compose(opened, None, requests=1, steps=steps, context=context, seed=seed)
     compose_to_folder(workload, out, force=force)
+    _tell(str(out))
+
+
+@trace_app.command("import")
+def trace_import(
+    file: str,
+    form: Annotated[Form, typer.Option("--form", help="Form of the file; auto looks at its first line.")] = "auto",
+    out: OutFile = None,
+    force: ForceFile = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a request trace that others published (a file or a bundled name), say what it holds, write it as CSV."""
+    from ghostsim.trace.request_forms import import_requests
+
+    _requests_out(import_requests(file, form), out, force=force, as_json=as_json)
+
+
+@trace_app.command("sessions")
+def trace_sessions(
+    sessions: Annotated[int, typer.Option("--sessions", min=1)] = 100,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Requests of each session.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    out: OutFile = None,
+    force: ForceFile = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the requests of multi-turn agent sessions whose history grows."""
+    from ghostsim.trace.agent_sessions import agent_sessions
+
+    _requests_out(agent_sessions(seed, sessions, turns), out, force=force, as_json=as_json)
+
+
+def _requests_out(requests: Requests, out: Path | None, *, force: bool, as_json: bool) -> None:
+    from ghostsim.trace.request_forms import write_requests
+    from ghostsim.trace.requests import format_summary, summary
+
+    found = summary(requests)
+    if out is not None:
+        write_requests(requests, out, force=force)
+    if as_json:
+        _print_json({"schema": 1, **found})
+    else:
+        print(format_summary(found))
+    if out is not None:
+        _tell(str(out))
+
+
+@trace_app.command("synth")
+def trace_synth(
+    like: Annotated[str, typer.Option("--like", help="The trace to fit: folder or bundled name.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt and steps; as LIKE by default.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; as LIKE by default.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    force: Force = False,
+) -> None:
+    """Write a synthetic trace that behaves like a recorded one."""
+    from ghostsim.study.synth import synthesise
+    from ghostsim.trace.format import open_trace
+
+    synthesise(open_trace(like), out, tokens, steps, seed, force=force)
     _tell(str(out))
 
 

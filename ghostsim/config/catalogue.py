@@ -79,13 +79,14 @@ def find(kind: str | None, name: str, near: Path | None = None, at: Location | N
         path = files(candidate).get(name)
         if path is not None:
             return path
-    if _exists(Path(name)):
+    if exists(Path(name)):
         return Path(name)
     known = [stem for candidate in ([kind] if kind else FOLDERS) for stem in files(candidate)]
     raise ConfigError(f"found no {kind or 'document'} named {name!r}, {_expected(name, known)}", at)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Tell whether a file is there; a name that no file can have is not."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -24,7 +24,6 @@ from ghostsim.config.sweep import Sweep
 from ghostsim.errors import ConfigError, Location
 
 T = TypeVar("T")
-_LONGEST_PATH = 4096
 _SHARED_MODELS: Mapping[str, type[BaseModel]] = {"model": Model, "platform": Platform, "workload": Workload}
 
 
@@ -183,7 +182,7 @@ def _with_whole_trace(node: Node) -> Node:
 
 def _whole(name: Node) -> Node:
     beside = Path(name.at.file).parent / str(name.value)
-    found = isinstance(name.value, str) and len(name.value) < _LONGEST_PATH and (beside / "manifest.yaml").is_file()
+    found = isinstance(name.value, str) and catalogue.exists(beside / "manifest.yaml")
     return Node(str(beside.resolve()), name.at) if found else name
 
 

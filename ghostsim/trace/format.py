@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
+from ghostsim.config.catalogue import exists
 from ghostsim.errors import Location, TraceError
 from ghostsim.trace.manifest import ArrayFields, ArraysFields, Manifest, Provenance, read_manifest
 
@@ -123,20 +124,13 @@ def find_trace(name_or_path: str | Path, base: Path | None = None) -> Path:
     """
     given = Path(name_or_path)
     tried = [folder / given for folder in ([base] if base else []) + [Path()]]
-    found = [path for path in tried if _exists(path / MANIFEST)]
+    found = [path for path in tried if exists(path / MANIFEST)]
     if found:
         return found[0]
     names = bundled_names()
     if str(name_or_path) in names:
         return bundled.folder("traces") / given
-    raise _unknown(given, [path for path in tried if _exists(path)], names)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    raise _unknown(given, [path for path in tried if exists(path)], names)
 
 
 def _unknown(given: Path, there: list[Path], names: list[str]) -> TraceError:

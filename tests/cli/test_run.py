@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 
 import pytest
 import yaml
+
+from ghostsim import bundled
 
 SCENARIO = """
 schema: 1
@@ -245,7 +248,8 @@ def test_failed_run_leaves_nothing(folder, tmp_path, ghostsim):
 def test_signals_end_with_their_code_and_leave_nothing(folder, tmp_path, number, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "ghostsim", "run", "cxl_pim", "--out", str(tmp_path / "r"), "--quiet"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"GHOSTSIM_CACHE": str(tmp_path / "c")},
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"GHOSTSIM_CACHE": str(tmp_path / "c")},
     )  # fmt: skip
     time.sleep(4)
     process.send_signal(number)
@@ -276,3 +280,29 @@ def test_effective_config_has_no_names_left_to_resolve(done, folder):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert isinstance(config["platform"], dict)
     assert isinstance(config["runs"]["quest"]["policy"], dict)
+
+
+def test_trace_beside_the_scenario_is_found_from_anywhere_and_again(folder, tmp_path, ghostsim):
+    shutil.copytree(bundled.folder("traces") / "manual_4k", tmp_path / "scenarios" / "mine")
+    text = SCENARIO.replace("natural_4k, steps: 4", "mine, steps: 2")
+    (tmp_path / "scenarios" / "own.yaml").write_text(text)
+    first = ghostsim("run", tmp_path / "scenarios" / "own.yaml", "--out", tmp_path / "a", "--quiet", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    again = ghostsim("run", tmp_path / "a" / "config.yaml", "--out", tmp_path / "b", "--quiet", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "a/metrics.json").read_bytes() == (tmp_path / "b/metrics.json").read_bytes()
+
+
+def test_drive_moves_its_own_data(folder, tmp_path, ghostsim):
+    changes = ["--set", "runs.quest.kv_tier=ssd"]
+    run = json.loads(ghostsim("run", "small.yaml", *changes, "--out", tmp_path / "r", "--json", cwd=folder).stdout)[
+        "runs"
+    ]
+    assert run["quest"]["utilisation"]["gpu0.copy"] == 0
+    assert run["quest"]["utilisation"]["nvme0"] > 0.3
+
+
+def test_zero_copy_from_a_drive_is_refused(folder, tmp_path, ghostsim):
+    changes = ["--set", "runs.quest.kv_tier=ssd", "--set", "runs.quest.fetch=zero_copy"]
+    again = ghostsim("run", "small.yaml", *changes, "--out", tmp_path / "r", cwd=folder)
+    assert (again.returncode, again.stderr.count("\n")) == (3, 1)

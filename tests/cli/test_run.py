@@ -186,7 +186,7 @@ def test_timeline_is_chrome_json(done, folder):
 
 def test_second_run_takes_the_next_free_name(done, folder, ghostsim):
     again = ghostsim("run", "small.yaml", "--quiet", cwd=folder)
-    assert again.stderr.splitlines()[-1] == os.path.join("runs", "small-2")
+    assert again.stderr.splitlines()[-1] == "runs/small-2"
 
 
 def test_existing_out_is_a_usage_error(done, folder, ghostsim):

@@ -1,6 +1,9 @@
 """Does the README say what the commands it names print?"""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,18 @@ def test_every_file_that_the_readme_names_exists():
     text = README.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:hwmodels|scenarios|traces|reports|ghostsim|tests)/[\w./-]*)`", text):
         assert (README.parent / name).exists(), name
+
+
+@pytest.mark.slow
+def test_table_of_the_main_scenario_holds_what_it_prints(tmp_path):
+    call = [sys.executable, "-m", "ghostsim", "run", "cxl_pim", "--json", "--quiet"]
+    runs = json.loads(subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)["runs"]
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]*\| (\d+) \| ([\d,.]+) \| ([\d,.]+) \|", README.read_text(encoding="utf-8"), re.M
+    )
+    assert {label for label, *_ in rows} == set(runs) - {"ghostkv_sketch"}
+    for label, batch, p95, rate in rows:
+        found = runs[label]
+        assert int(batch) == found["batch"]
+        assert float(p95.replace(",", "")) == pytest.approx(found["step_ms"]["p95"], rel=0.005)
+        assert float(rate.replace(",", "")) == pytest.approx(found["tokens_per_s"], rel=0.005)

@@ -251,8 +251,8 @@ def persistence(found: TraceStatistics) -> Figure:
     later = ["After 1, moved by 1", "Query cosine"] if found.lags else []
     header = ["Layer", *(f"After {lag}" for lag in found.lags), *later, "In common with the next layer"]
     caption = (
-        f"Mean over the heads of a layer. Moved by one: the set follows the text. The last column compares the best {TOP} "
-        "of the mass over all heads of a layer with those of the next kept layer."
+        "Mean over the heads of a layer. Moved by one: the set follows the text. The last column compares the best "
+        f"{TOP} of the mass over all heads of a layer with those of the next kept layer."
     )
     return Figure("persistence", "Persistence of the best tokens", caption, [View("", drawn)], Table(header, rows))
 
@@ -269,8 +269,8 @@ def spectrum(found: TraceStatistics) -> Figure:
     ]
     header = ["Head", "Before RoPE", "After RoPE", "Before, centred", "After, centred"]
     caption = (
-        f"Share of the energy in the first directions, mean over KV heads; the table counts directions for {ENERGY:.0%}. "
-        "RoPE spreads what was one direction over circles, so that a sketch of rotated keys needs more of them."
+        "Share of the energy in the first directions, mean over KV heads; the table counts directions for "
+        f"{ENERGY:.0%}. RoPE spreads what was one direction over circles, so that a sketch of rotated keys needs more of them."
     )
     return Figure("spectrum", "Key spectrum before and after RoPE", caption, views, Table(header, rows), picker="keys")
 

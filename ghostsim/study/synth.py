@@ -11,6 +11,7 @@ ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Process:
 
     def innovation(self, rows: Indices, phi: Floats) -> Floats:
         """Return e of recorded rows (>= 1), [len(rows), h, d]."""
-        return self.deviation[rows] - phi[:, None] * self.deviation[rows - 1]
+        found: Floats = self.deviation[rows] - phi[:, None] * self.deviation[rows - 1]
+        return found
 
     def with_phi(self, phi: Floats) -> Process:
         """Return the process with another phi and the same variance."""
@@ -159,6 +161,7 @@ def synthesise(
     seed: int = 1,
     *,
     force: bool = False,
+    fitted: Sequence[HeadModel] | None = None,
 ) -> Trace:
     """Fit a generator to `like` and write one draw of it as a trace of kind `synthetic`.
 
@@ -172,6 +175,8 @@ def synthesise(
         Length of the new trace, prompt and steps together, and its decode steps; those of `like` by default.
     seed
         Another seed gives another draw of the same fit.
+    fitted
+        The result of `fit(like)`, where several draws are wanted.
 
     Raises
     ------
@@ -181,17 +186,16 @@ def synthesise(
         If the prompt would be shorter than 68 tokens, or the folder exists.
     """
     tokens, steps = tokens or like.tokens, steps or like.steps
-    if like.steps < 2:
-        raise TraceError("steps: found 1, expected at least 2 to fit how queries go on", Location(like.path))
     if tokens - steps < MIN_PROMPT:
         raise UsageError(f"--tokens: found {tokens} with {steps} steps, expected at least {steps + MIN_PROMPT}")
     draw = _draw(like, tokens, steps, generator(seed, "study/synth/draw"))
+    models = fit(like) if fitted is None else fitted
     with TraceWriter(folder, force=force) as writer:
-        _write_arrays(writer, like, draw, steps)
+        _write_arrays(writer, like, draw, steps, models)
         return writer.finish(_manifest(like, folder.name, tokens, steps, seed))
 
 
-def _write_arrays(writer: TraceWriter, like: Trace, draw: Draw, steps: int) -> None:
+def _write_arrays(writer: TraceWriter, like: Trace, draw: Draw, steps: int, models: Sequence[HeadModel]) -> None:
     model, tokens = like.model, len(draw.source)
     kept, prompt = len(model.kept_layers), draw.queries - steps
     shape = (kept, model.kv_heads, tokens, model.head_dim)
@@ -200,17 +204,15 @@ def _write_arrays(writer: TraceWriter, like: Trace, draw: Draw, steps: int) -> N
         named["v"] = writer.array("v", like.v.dtype, shape)
     q = writer.array("q", like.q.dtype, (steps, kept, model.q_heads, model.head_dim))
     q_prompt = writer.array("q_prompt", like.q_prompt.dtype, (kept, model.q_heads, prompt, model.head_dim))
-    for layer in range(kept):
-        for kv_head in range(model.kv_heads):
-            fitted = fit(like, layer, kv_head)
-            for name, out in named.items():
-                process = fitted.keys if name == "k" else _process(_keys(like, name, layer, kv_head))
-                out[layer, kv_head, :SINKS] = getattr(like, name)[layer, kv_head, :SINKS]
-                process.fill(draw.of_keys(), out[layer, kv_head, SINKS:, None])
-            group = slice(kv_head * model.q_per_kv, (kv_head + 1) * model.q_per_kv)
-            rows = np.empty((draw.queries, model.q_per_kv, model.head_dim))
-            fitted.queries.fill(draw.of_queries(like), rows)
-            q[:, layer, group], q_prompt[layer, group] = rows[prompt:], rows[:prompt].swapaxes(0, 1)
+    for (layer, kv_head), fitted in zip(np.ndindex(kept, model.kv_heads), models, strict=True):
+        for name, out in named.items():
+            process = fitted.keys if name == "k" else _process(_keys(like, name, layer, kv_head))
+            out[layer, kv_head, :SINKS] = getattr(like, name)[layer, kv_head, :SINKS]
+            process.fill(draw.of_keys(), out[layer, kv_head, SINKS:, None])
+        group = slice(kv_head * model.q_per_kv, (kv_head + 1) * model.q_per_kv)
+        rows = np.empty((draw.queries, model.q_per_kv, model.head_dim))
+        fitted.queries.fill(draw.of_queries(like), rows)
+        q[:, layer, group], q_prompt[layer, group] = rows[prompt:], rows[:prompt].swapaxes(0, 1)
     if like.q_ahead is not None:
         _write_ahead(writer, like, draw, q)
     writer.put("token_ids", like.token_ids[draw.source])
@@ -252,11 +254,23 @@ def _manifest(like: Trace, name: str, tokens: int, steps: int, seed: int) -> dic
 # --- fit -------------------------------------------------------------------------------------------------------
 
 
-def fit(like: Trace, layer: int, kv_head: int) -> HeadModel:
-    """Fit one (kept layer index, KV head) and tune it on pilots of the recorded length."""
-    model = HeadModel(_process(_keys(like, "k", layer, kv_head)), _process(_queries(like, layer, kv_head)))
+def fit(like: Trace) -> tuple[HeadModel, ...]:
+    """Fit every (kept layer, KV head) of a trace and tune it on pilots of the recorded length.
+
+    Raises
+    ------
+    TraceError
+        If the trace has one step only.
+    """
+    if like.steps < 2:
+        raise TraceError("steps: found 1, expected at least 2 to fit how queries go on", Location(like.path))
     workload = compose([like], None, requests=1, steps=None, context=None, seed=0)
-    recorded = workload.head(layer * like.model.kv_heads + kv_head)
+    return tuple(_fit(like, workload.head(unit)) for unit in range(len(workload.heads)))
+
+
+def _fit(like: Trace, recorded: Head) -> HeadModel:
+    at = recorded.kept_layer, recorded.kv_head
+    model = HeadModel(_process(_keys(like, "k", *at)), _process(_queries(like, *at)))
     target = _measure(recorded)
     for round_ in range(ROUNDS):
         pilots = [_pilot(like, model, recorded, f"study/synth/pilot{round_}/{i}") for i in range(PILOTS)]
@@ -290,7 +304,8 @@ def _measure(head: Head) -> Floats:
     """Return participation ratio and overlap of the best sets of consecutive steps, [2, g]."""
     steps = len(head.queries)
     count = max(1, min(_PAIRS, steps - 1, _SCORES // len(head.keys)))
-    return np.mean([_pair(head, int(step)) for step in np.linspace(0, steps - 2, count).astype(int)], axis=0)
+    pairs = np.stack([_pair(head, int(step)) for step in np.linspace(0, steps - 2, count).astype(int)])
+    return pairs.mean(axis=0)
 
 
 def _pair(head: Head, step: int) -> Floats:

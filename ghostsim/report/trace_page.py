@@ -270,7 +270,7 @@ def spectrum(found: TraceStatistics) -> Figure:
     header = ["Head", "Before RoPE", "After RoPE", "Before, centred", "After, centred"]
     caption = (
         "Share of the energy in the first directions, mean over KV heads; the table counts directions for "
-        f"{ENERGY:.0%}. RoPE spreads what was one direction over circles, so that a sketch of rotated keys needs more of them."
+        f"{ENERGY:.0%}. RoPE spreads what was one direction over circles: a sketch of rotated keys needs more of them."
     )
     return Figure("spectrum", "Key spectrum before and after RoPE", caption, views, Table(header, rows), picker="keys")
 

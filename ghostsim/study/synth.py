@@ -1,18 +1,17 @@
 """Synthetic traces fitted to a recorded one.
 
-Per head, keys, queries and values before rotation are a mean and a deviation that follows a first-order
-autoregression, x_t = mean + r_t, r_t = phi r_{t-1} + e_t (the generator of AR queries about fixed centres that RoPE
-turns into a distance preference). The innovations e are drawn from the recorded ones with replacement, one recorded
-position at a time for all layers and heads together, so that spectra, heavy tails, and what a query has to do with its
-own key stay as recorded. The first four tokens keep their recorded keys: they are the sinks. A gain on each
-head's queries and its phi are then tuned on pilots until participation ratio and consecutive overlap are the recorded
-ones.
+Per head, queries, keys and values before rotation are a mean plus a deviation that follows a first-order
+autoregression, r_t = phi r_{t-1} + e_t: queries wander about fixed centres, which RoPE turns into a distance preference
+of each head. The innovations e are drawn from the recorded ones in runs of geometric length, the topics (the
+stationary bootstrap of Politis and Romano, 1994), at the same recorded positions for all layers and heads, so that
+spectra, heavy tails and what a query has to do with its neighbours' keys stay as recorded. The first four tokens keep
+their recorded keys: they are the sinks. No token refers to one that is further back than its topic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,136 +20,64 @@ import numpy.typing as npt
 
 from ghostsim.errors import Location, TraceError, UsageError
 from ghostsim.seeding import generator
-from ghostsim.trace.compose import SINKS, Head, compose
+from ghostsim.trace.compose import SINKS
 from ghostsim.trace.format import Trace
-from ghostsim.trace.rope import rotate
-from ghostsim.trace.statistics import Floats, best, probabilities
+from ghostsim.trace.statistics import Floats
 from ghostsim.trace.write import TraceWriter, model_fields
 
+Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 MIN_PROMPT = 64 + SINKS
-PILOTS = 3
-ROUNDS = 4
-_GAIN = (0.92, 1.08)  # a query norm stays within 8 % of the recorded one
+TOPIC = 64  # mean length of a run of recorded innovations, in tokens
 _PHI_MAX = 0.98
-_PAIRS = 32
-_SCORES = 1 << 20
 _BLOCK = 1 << 16
 _VANISHED = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """A fitted autoregression: `mean` [h, d], `phi` [h], recorded deviations [n, h, d] of consecutive positions.
-
-    `spread` [h] scales the innovations so that another phi keeps the recorded variance; `gain` [h] scales the result.
-    """
+    """A fitted autoregression: `mean` [h, d], `phi` [h, 1], deviations [n, h, d] of consecutive recorded positions."""
 
     mean: Floats
     phi: Floats
     deviation: Floats
-    spread: Floats
-    gain: Floats
 
-    @property
-    def rows(self) -> int:
-        """How many positions were recorded."""
-        return len(self.deviation)
+    def path(self, rows: Indices) -> Iterator[tuple[slice, Floats]]:
+        """Yield [n, h, d] in blocks; the innovations are those of the recorded `rows` (>= 1), the start is stationary.
 
-    def innovation(self, rows: Indices, phi: Floats) -> Floats:
-        """Return e of recorded rows (>= 1), [len(rows), h, d]."""
-        found: Floats = self.deviation[rows] - phi[:, None] * self.deviation[rows - 1]
-        return found
-
-    def with_phi(self, phi: Floats) -> Process:
-        """Return the process with another phi and the same variance."""
-        fitted = _autocorrelation(self.deviation)
-        return replace(self, phi=phi, spread=np.sqrt((1 - phi**2) / (1 - fitted**2)))
-
-    def fill(self, rows: Indices, out: npt.NDArray[Any]) -> None:
-        """Fill `out` [n, h, d] with a path whose innovations come from the recorded `rows` [n] (>= 1)."""
-        fitted, state = _autocorrelation(self.deviation), self.deviation[rows[0]]
+        Yields
+        ------
+        where, values
+            The positions of a block and its vectors.
+        """
+        state = self.deviation[rows[0]]
         for start in range(0, len(rows), _BLOCK):
-            e = self.innovation(rows[start : start + _BLOCK], fitted) * self.spread[:, None]
-            e[0] = state if start == 0 else e[0] + self.phi[:, None] * state
-            _accumulate(e, self.phi[:, None])
-            state = e[-1].copy()
-            out[start : start + len(e)] = self.gain[:, None] * (self.mean + e)
+            at = rows[start : start + _BLOCK]
+            walk = self.deviation[at] - self.phi * self.deviation[at - 1]
+            walk[0] = state if start == 0 else walk[0] + self.phi * state
+            accumulate(walk, self.phi)
+            state = walk[-1].copy()
+            yield slice(start, start + len(at)), self.mean + walk
 
 
-def _accumulate(e: Floats, phi: Floats) -> None:
-    """Turn innovations [n, ...] into r_t = phi r_{t-1} + e_t in place, by doubling."""
+def accumulate(walk: Floats, phi: Floats) -> None:
+    """Turn innovations e [n, ...] into r_t = phi r_{t-1} + e_t in place, by doubling the reach of each sum."""
     reach = 1
-    while reach < len(e) and float(np.max(phi)) > _VANISHED:
-        e[reach:] += phi * e[:-reach]
+    while reach < len(walk) and float(np.max(phi)) > _VANISHED:
+        walk[reach:] += phi * walk[:-reach]
         reach, phi = 2 * reach, phi**2
 
 
-def _autocorrelation(deviation: Floats) -> Floats:
-    products = (deviation[1:] * deviation[:-1]).sum(axis=(0, 2))
-    squares = (deviation[:-1] ** 2).sum(axis=(0, 2))
-    found = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
-    return np.clip(found, 0.0, _PHI_MAX)
-
-
-def _process(rows: npt.NDArray[Any]) -> Process:
-    """Fit rows [n, h, d] of consecutive positions."""
+def fit(rows: Array) -> Process:
+    """Fit vectors [n, h, d] of consecutive positions, n >= 2."""
     values = rows.astype(np.float64)
     mean = values.mean(axis=0)
-    ones = np.ones(values.shape[1])
-    return Process(mean, _autocorrelation(values - mean), values - mean, ones, ones)
-
-
-@dataclass(frozen=True, eq=False)
-class HeadModel:
-    """What is fitted of one (kept layer, KV head): its keys and its group's queries."""
-
-    keys: Process
-    queries: Process
-
-
-def _queries(trace: Trace, layer: int, kv_head: int) -> npt.NDArray[Any]:
-    """Return the recorded queries [W + steps, g, d] of consecutive positions."""
-    group = slice(kv_head * trace.model.q_per_kv, (kv_head + 1) * trace.model.q_per_kv)
-    return np.concatenate([trace.q_prompt[layer, group].swapaxes(0, 1), trace.q[:, layer, group]])
-
-
-def _keys(trace: Trace, name: str, layer: int, kv_head: int) -> npt.NDArray[Any]:
-    recorded: npt.NDArray[Any] = getattr(trace, name)[layer, kv_head, SINKS:, None]
-    return recorded
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """Which recorded position gives the innovation of each synthetic one, [tokens].
-
-    The last `queries` positions draw from those whose queries are recorded.
-    """
-
-    source: Indices
-    queries: int
-
-    def of_keys(self) -> Indices:
-        """Return rows of the recorded keys after the sinks, [tokens - 4]."""
-        return self.source[SINKS:] - SINKS
-
-    def of_queries(self, trace: Trace) -> Indices:
-        """Return rows of the recorded queries, [queries]."""
-        return self.source[len(self.source) - self.queries :] - (trace.prompt_len - trace.prompt_queries)
-
-
-def _draw(trace: Trace, tokens: int, steps: int, rng: np.random.Generator) -> Draw:
-    queries = min(trace.prompt_queries, tokens - steps - SINKS) + steps
-    first = max(trace.prompt_len - trace.prompt_queries, SINKS) + 1
-    source = np.concatenate(
-        [
-            np.arange(SINKS),
-            rng.integers(SINKS + 1, trace.tokens, tokens - queries - SINKS),
-            rng.integers(first, trace.tokens, queries),
-        ]
-    )
-    return Draw(source, queries)
+    deviation = values - mean
+    products = (deviation[1:] * deviation[:-1]).sum(axis=(0, 2))
+    squares = (deviation[:-1] ** 2).sum(axis=(0, 2))
+    phi = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
+    return Process(mean, np.clip(phi, 0.0, _PHI_MAX)[:, None], deviation)
 
 
 def synthesise(
@@ -161,7 +88,6 @@ def synthesise(
     seed: int = 1,
     *,
     force: bool = False,
-    fitted: Sequence[HeadModel] | None = None,
 ) -> Trace:
     """Fit a generator to `like` and write one draw of it as a trace of kind `synthetic`.
 
@@ -175,8 +101,6 @@ def synthesise(
         Length of the new trace, prompt and steps together, and its decode steps; those of `like` by default.
     seed
         Another seed gives another draw of the same fit.
-    fitted
-        The result of `fit(like)`, where several draws are wanted.
 
     Raises
     ------
@@ -186,51 +110,84 @@ def synthesise(
         If the prompt would be shorter than 68 tokens, or the folder exists.
     """
     tokens, steps = tokens or like.tokens, steps or like.steps
+    if like.steps < 2:
+        raise TraceError("steps: found 1, expected at least 2 to fit how queries go on", Location(like.path))
     if tokens - steps < MIN_PROMPT:
-        raise UsageError(f"--tokens: found {tokens} with {steps} steps, expected at least {steps + MIN_PROMPT}")
-    draw = _draw(like, tokens, steps, generator(seed, "study/synth/draw"))
-    models = fit(like) if fitted is None else fitted
+        raise UsageError(
+            f"--tokens: found {tokens} with {steps} steps, expected at least {steps + MIN_PROMPT}, e.g. --tokens 4096"
+        )
+    queries = min(like.prompt_queries, tokens - steps - SINKS) + steps
+    source = _source(like, tokens, queries, generator(seed, "study/synth"))
     with TraceWriter(folder, force=force) as writer:
-        _write_arrays(writer, like, draw, steps, models)
+        for name in ("k", "v") if like.v is not None else ("k",):
+            _write_tokens(writer, name, like, source)
+        _write_queries(writer, like, source[tokens - queries :], steps)
+        writer.put("token_ids", like.token_ids[source])
+        if like.inv_freq is not None:
+            writer.put("inv_freq", like.inv_freq)
         return writer.finish(_manifest(like, folder.name, tokens, steps, seed))
 
 
-def _write_arrays(writer: TraceWriter, like: Trace, draw: Draw, steps: int, models: Sequence[HeadModel]) -> None:
-    model, tokens = like.model, len(draw.source)
-    kept, prompt = len(model.kept_layers), draw.queries - steps
-    shape = (kept, model.kv_heads, tokens, model.head_dim)
-    named = {"k": writer.array("k", like.k.dtype, shape)}
-    if like.v is not None:
-        named["v"] = writer.array("v", like.v.dtype, shape)
+def _source(like: Trace, tokens: int, queries: int, rng: np.random.Generator) -> Indices:
+    """Return the recorded position that each synthetic one takes its innovation from, [tokens].
+
+    The last `queries` positions take theirs from where queries are recorded.
+    """
+    first = max(_first_query(like), SINKS) + 1
+    prompt = runs(SINKS + 1, like.tokens, tokens - queries - SINKS, rng)
+    return np.concatenate([np.arange(SINKS), prompt, runs(first, like.tokens, queries, rng)])
+
+
+def runs(low: int, high: int, count: int, rng: np.random.Generator) -> Indices:
+    """Return `count` positions in low .. high - 1: runs of geometric length that go round at the end."""
+    at = np.arange(count)
+    jumps = rng.random(count) < 1 / TOPIC
+    starts = rng.integers(low, high, count)
+    began = np.maximum.accumulate(np.where(jumps, at, 0))
+    return low + (starts[began] + at - began - low) % (high - low)
+
+
+def _first_query(like: Trace) -> int:
+    return like.prompt_len - like.prompt_queries
+
+
+def _write_tokens(writer: TraceWriter, name: str, like: Trace, source: Indices) -> None:
+    """Write keys or values; the sinks keep theirs."""
+    recorded: Array = getattr(like, name)
+    kept, kv_heads, _, d = recorded.shape
+    out = writer.array(name, recorded.dtype, (kept, kv_heads, len(source), d))
+    out[:, :, :SINKS] = recorded[:, :, :SINKS]
+    for layer, kv_head in np.ndindex(kept, kv_heads):
+        process = fit(recorded[layer, kv_head, SINKS:, None])
+        for where, values in process.path(source[SINKS:] - SINKS):
+            out[layer, kv_head, SINKS:][where] = values[:, 0]
+
+
+def _write_queries(writer: TraceWriter, like: Trace, source: Indices, steps: int) -> None:
+    """Write the queries of the last prompt tokens and of the steps, and the predicted ones where they are recorded."""
+    model, prompt = like.model, len(source) - steps
+    kept = len(model.kept_layers)
     q = writer.array("q", like.q.dtype, (steps, kept, model.q_heads, model.head_dim))
     q_prompt = writer.array("q_prompt", like.q_prompt.dtype, (kept, model.q_heads, prompt, model.head_dim))
-    for (layer, kv_head), fitted in zip(np.ndindex(kept, model.kv_heads), models, strict=True):
-        for name, out in named.items():
-            process = fitted.keys if name == "k" else _process(_keys(like, name, layer, kv_head))
-            out[layer, kv_head, :SINKS] = getattr(like, name)[layer, kv_head, :SINKS]
-            process.fill(draw.of_keys(), out[layer, kv_head, SINKS:, None])
-        group = slice(kv_head * model.q_per_kv, (kv_head + 1) * model.q_per_kv)
-        rows = np.empty((draw.queries, model.q_per_kv, model.head_dim))
-        fitted.queries.fill(draw.of_queries(like), rows)
-        q[:, layer, group], q_prompt[layer, group] = rows[prompt:], rows[:prompt].swapaxes(0, 1)
-    if like.q_ahead is not None:
-        _write_ahead(writer, like, draw, q)
-    writer.put("token_ids", like.token_ids[draw.source])
-    if like.inv_freq is not None:
-        writer.put("inv_freq", like.inv_freq)
+    ahead = None if like.q_ahead is None else writer.array("q_ahead", like.q_ahead.dtype, q.shape)
+    for layer in range(kept):
+        recorded = np.concatenate([like.q_prompt[layer].swapaxes(0, 1), like.q[:, layer]])
+        rows = _whole(fit(recorded), source - _first_query(like))
+        q[:, layer], q_prompt[layer] = rows[prompt:], rows[:prompt].swapaxes(0, 1)
+        if ahead is not None:
+            ahead[:, layer] = q[:, layer] + _prediction_error(like, layer, source[prompt:])
 
 
-def _write_ahead(writer: TraceWriter, like: Trace, draw: Draw, q: npt.NDArray[Any]) -> None:
-    """Write predicted queries: the new ones plus a path of the recorded prediction error."""
+def _prediction_error(like: Trace, layer: int, source: Indices) -> Floats:
+    """Return a path of q_ahead - q, [steps, heads, d]."""
     assert like.q_ahead is not None
-    out = writer.array("q_ahead", like.q_ahead.dtype, q.shape)
+    error = fit(like.q_ahead[:, layer].astype(np.float64) - like.q[:, layer].astype(np.float64))
     # Errors are recorded for steps only: a source among the prompt's queries stands for some step.
-    rows = 1 + (draw.source[-len(q) :] - like.prompt_len - 1) % (like.steps - 1)
-    for layer in range(q.shape[1]):
-        error = np.empty(q[:, layer].shape)
-        recorded = like.q_ahead[:, layer].astype(np.float64) - like.q[:, layer].astype(np.float64)
-        _process(recorded).fill(rows, error)
-        out[:, layer] = q[:, layer] + error
+    return _whole(error, 1 + (source - like.prompt_len - 1) % (like.steps - 1))
+
+
+def _whole(process: Process, rows: Indices) -> Floats:
+    return np.concatenate([values for _, values in process.path(rows)])
 
 
 def _manifest(like: Trace, name: str, tokens: int, steps: int, seed: int) -> dict[str, Any]:
@@ -244,71 +201,8 @@ def _manifest(like: Trace, name: str, tokens: int, steps: int, seed: int) -> dic
         "tokens": tokens,
         "provenance": {
             "recorder": f"ghostsim trace synth --like {like.name}",
-            "text": f"none; fitted to: {like.provenance.text}"[:1000],
+            "text": f"none; fitted to {like.provenance.text}"[:1000],
             "licence": like.provenance.licence,
             "seed": seed,
         },
     }
-
-
-# --- fit -------------------------------------------------------------------------------------------------------
-
-
-def fit(like: Trace) -> tuple[HeadModel, ...]:
-    """Fit every (kept layer, KV head) of a trace and tune it on pilots of the recorded length.
-
-    Raises
-    ------
-    TraceError
-        If the trace has one step only.
-    """
-    if like.steps < 2:
-        raise TraceError("steps: found 1, expected at least 2 to fit how queries go on", Location(like.path))
-    workload = compose([like], None, requests=1, steps=None, context=None, seed=0)
-    return tuple(_fit(like, workload.head(unit)) for unit in range(len(workload.heads)))
-
-
-def _fit(like: Trace, recorded: Head) -> HeadModel:
-    at = recorded.kept_layer, recorded.kv_head
-    model = HeadModel(_process(_keys(like, "k", *at)), _process(_queries(like, *at)))
-    target = _measure(recorded)
-    for round_ in range(ROUNDS):
-        pilots = [_pilot(like, model, recorded, f"study/synth/pilot{round_}/{i}") for i in range(PILOTS)]
-        participation, overlap = np.mean([_measure(pilot) for pilot in pilots], axis=0)
-        model = replace(model, queries=_tuned(model.queries, participation / target[0], overlap, target[1]))
-    return model
-
-
-def _tuned(queries: Process, wider: Floats, overlap: Floats, wanted: Floats) -> Process:
-    """Sharpen heads that are `wider` than recorded, and let queries last longer where sets overlap too little."""
-    gain = np.clip(queries.gain * wider**0.2, *_GAIN)
-    longer = np.sqrt(np.divide(wanted, overlap, out=np.ones_like(overlap), where=overlap > 0))
-    return replace(queries.with_phi(np.clip(queries.phi * longer, 0.0, _PHI_MAX)), gain=gain)
-
-
-def _pilot(like: Trace, model: HeadModel, recorded: Head, path: str) -> Head:
-    """Draw a head of the recorded length."""
-    draw = _draw(like, like.tokens, like.steps, generator(0, path))
-    keys = np.empty((like.tokens - SINKS, 1, like.model.head_dim))
-    model.keys.fill(draw.of_keys(), keys)
-    rows = np.empty((draw.queries, like.model.q_per_kv, like.model.head_dim))
-    model.queries.fill(draw.of_queries(like), rows)
-    inv_freq = None if like.inv_freq is None else like.inv_freq[recorded.kept_layer]
-    now = np.arange(like.prompt_len, like.tokens)[:, None]
-    rotated = rotate(keys[:, 0], np.arange(SINKS, like.tokens), inv_freq, like.rope)
-    queries = rotate(rows[-like.steps :], now, inv_freq, like.rope)
-    return replace(recorded, keys=np.concatenate([recorded.keys[:SINKS], rotated]), queries=queries)
-
-
-def _measure(head: Head) -> Floats:
-    """Return participation ratio and overlap of the best sets of consecutive steps, [2, g]."""
-    steps = len(head.queries)
-    count = max(1, min(_PAIRS, steps - 1, _SCORES // len(head.keys)))
-    pairs = np.stack([_pair(head, int(step)) for step in np.linspace(0, steps - 2, count).astype(int)])
-    return pairs.mean(axis=0)
-
-
-def _pair(head: Head, step: int) -> Floats:
-    p, following = probabilities(head, step), probabilities(head, step + 1)
-    common = [np.isin(a, b).mean() for a, b in zip(best(p), best(following), strict=True)]
-    return np.stack([1 / (p**2).sum(axis=1), np.array(common)])

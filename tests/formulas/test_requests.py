@@ -11,7 +11,7 @@ from statistics import mean, median
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostsim.bundled import folder
@@ -173,6 +173,7 @@ def workloads(draw):
     )
 
 
+@settings(max_examples=60, deadline=None)
 @given(requests=workloads())
 def test_what_is_written_is_read_back(tmp_path_factory, requests):
     path = tmp_path_factory.mktemp("requests") / "own.csv"
@@ -285,6 +286,7 @@ def test_form_that_is_asked_for_is_held_to():
         import_requests("azure_code_500", "mooncake")
 
 
+@settings(max_examples=60, deadline=None)
 @given(junk=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, junk):
     path = written(tmp_path_factory.mktemp("junk"), BURST.encode() + junk)
@@ -298,6 +300,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, junk):
 # --- prefix hits and sessions ----------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None)
 @given(per_request=st.lists(st.lists(st.integers(0, 6), unique=True, max_size=5), min_size=1, max_size=12))
 def test_prefix_hits_agree_with_a_set_of_seen_blocks(per_request):
     assert prefix_hits(blocks_of(512, per_request)).tolist() == naive_hits(per_request)
@@ -328,6 +331,7 @@ def by_session(requests):
     return [[request for request in requests if request.session == number] for number in numbers]
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     sessions=st.integers(1, 6),

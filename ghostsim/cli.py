@@ -7,6 +7,7 @@ bound was missed; 130 interrupted; 143 terminated.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -449,6 +450,8 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every foreseen error ends in one line and the exit code of its kind."""
     signal.signal(signal.SIGTERM, _terminate)
+    for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy comes in: products change bits with the thread count
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     try:
         sys.exit(app(args=argv, standalone_mode=True))
     except GhostsimError as error:

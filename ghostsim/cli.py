@@ -359,6 +359,50 @@ def trace_check(trace: str, quiet: Quiet = False) -> None:
         _tell(f"{checked.path}: a valid trace of {checked.tokens} tokens and {checked.steps} steps")
 
 
+@trace_app.command("record")
+def trace_record(
+    model: Annotated[str, typer.Argument(help="Folder or name of a causal LM that transformers loads.")],
+    text: Annotated[Path, typer.Argument(help="Text file, or token ids: .npy or .json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; its name is the trace's.")],
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens before the first step.")] = 3968,
+    steps: Annotated[int, typer.Option("--steps", help="Decode steps.")] = 128,
+    generate: Annotated[bool, typer.Option("--generate", help="Decode greedily; else follow the text.")] = False,
+    layers: Annotated[str, typer.Option("--layers", help="Layers to keep, e.g. 0,2-5.")] = "all",
+    v: Annotated[bool, typer.Option("--v", help="Record values.")] = False,
+    q_ahead: Annotated[bool, typer.Option("--q-ahead", help="Record queries made one layer early.")] = False,
+    q_prompt: Annotated[str, typer.Option("--q-prompt", help="Last prompt queries to record, or all.")] = "256",
+    title: Annotated[str | None, typer.Option("--title", help="Title or URL of the text, for the provenance.")] = None,
+    licence: Annotated[str, typer.Option("--licence", help="SPDX identifier of the text's licence.")] = "NOASSERTION",
+    device: Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda.")] = "cpu",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Record a model's attention over a text and prove it against the model; asked again, go on after a break."""
+    from ghostsim.trace.record import Recording, layer_numbers, query_count, record, recorded_text
+
+    asked = Recording(
+        model=model,
+        text=text,
+        out=out,
+        prompt_len=prompt,
+        steps=steps,
+        generate=generate,
+        layers=layer_numbers(layers),
+        values=v,
+        ahead=q_ahead,
+        q_prompt=query_count(q_prompt),
+        title=title,
+        licence=licence,
+        device=device,
+        force=force,
+    )
+    trace = record(asked, _progress(quiet=quiet))
+    _clear_progress(quiet=quiet)
+    if not quiet:
+        _tell(recorded_text(trace))
+    _tell(str(out))
+
+
 @trace_app.command("compose")
 def trace_compose(
     traces: list[str],

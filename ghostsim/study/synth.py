@@ -2,10 +2,10 @@
 
 Per head, queries, keys and values before rotation are a mean plus a deviation that follows a first-order
 autoregression, r_t = phi r_{t-1} + e_t: queries wander about fixed centres, which RoPE turns into a distance preference
-of each head. The innovations e are drawn from the recorded ones in runs of geometric length, the topics (the
-stationary bootstrap of Politis and Romano, 1994), at the same recorded positions for all layers and heads, so that
-spectra, heavy tails and what a query has to do with its neighbours' keys stay as recorded. The first four tokens keep
-their recorded keys: they are the sinks. No token refers to one that is further back than its topic.
+of each head. The innovations e are the recorded ones, cut into runs of geometric length, the topics, which are put in
+random order (after the stationary bootstrap of Politis and Romano, 1994), at the same recorded positions for all layers
+and heads, so that spectra, heavy tails and what a query has to do with its neighbours' keys stay as recorded. The first
+four tokens keep their recorded keys: they are the sinks. No query refers to one token further back than its topic.
 """
 
 from __future__ import annotations
@@ -116,39 +116,48 @@ def synthesise(
         raise UsageError(
             f"--tokens: found {tokens} with {steps} steps, expected at least {steps + MIN_PROMPT}, e.g. --tokens 4096"
         )
-    queries = min(like.prompt_queries, tokens - steps - SINKS) + steps
-    source = _source(like, tokens, queries, generator(seed, "study/synth"))
+    source = _source(like, tokens - steps, steps, generator(seed, "study/synth"))
     with TraceWriter(folder, force=force) as writer:
         for name in ("k", "v") if like.v is not None else ("k",):
             _write_tokens(writer, name, like, source)
-        _write_queries(writer, like, source[tokens - queries :], steps)
+        _write_queries(writer, like, source, steps)
         writer.put("token_ids", like.token_ids[source])
         if like.inv_freq is not None:
             writer.put("inv_freq", like.inv_freq)
         return writer.finish(_manifest(like, folder.name, tokens, steps, seed))
 
 
-def _source(like: Trace, tokens: int, queries: int, rng: np.random.Generator) -> Indices:
-    """Return the recorded position that each synthetic one takes its innovation from, [tokens].
+def _source(like: Trace, prompt: int, steps: int, rng: np.random.Generator) -> Indices:
+    """Return the recorded position that each synthetic one takes its innovation from, [prompt + steps].
 
-    The last `queries` positions take theirs from where queries are recorded.
+    Steps take theirs from recorded steps, the last tokens of the prompt from prompt tokens with recorded queries. No
+    prompt token takes one from a step: what is decoded would stand in the context before.
     """
-    first = max(_first_query(like), SINKS) + 1
-    prompt = runs(SINKS + 1, like.tokens, tokens - queries - SINKS, rng)
-    return np.concatenate([np.arange(SINKS), prompt, runs(first, like.tokens, queries, rng)])
+    queried = _prompt_queries(like, prompt)
+    first = max(like.prompt_len - like.prompt_queries, SINKS) + 1
+    return np.concatenate(
+        [
+            np.arange(SINKS),
+            runs(SINKS + 1, like.prompt_len, prompt - queried - SINKS, rng),
+            runs(first, like.prompt_len, queried, rng),
+            runs(like.prompt_len + 1, like.tokens, steps, rng),
+        ]
+    )
+
+
+def _prompt_queries(like: Trace, prompt: int) -> int:
+    return min(like.prompt_queries, prompt - SINKS)
 
 
 def runs(low: int, high: int, count: int, rng: np.random.Generator) -> Indices:
-    """Return `count` positions in low .. high - 1: runs of geometric length that go round at the end."""
-    at = np.arange(count)
-    jumps = rng.random(count) < 1 / TOPIC
-    starts = rng.integers(low, high, count)
-    began = np.maximum.accumulate(np.where(jumps, at, 0))
-    return low + (starts[began] + at - began - low) % (high - low)
+    """Return `count` positions in low .. high - 1: topics in random order, none twice before all have been."""
+    rounds = [_round(low, high, rng) for _ in range(-(-count // (high - low)))]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *rounds])[:count]
 
 
-def _first_query(like: Trace) -> int:
-    return like.prompt_len - like.prompt_queries
+def _round(low: int, high: int, rng: np.random.Generator) -> Indices:
+    topics = np.split(np.arange(low, high), np.flatnonzero(rng.random(high - low) < 1 / TOPIC))
+    return np.concatenate([topics[i] for i in rng.permutation(len(topics))])
 
 
 def _write_tokens(writer: TraceWriter, name: str, like: Trace, source: Indices) -> None:
@@ -165,29 +174,22 @@ def _write_tokens(writer: TraceWriter, name: str, like: Trace, source: Indices) 
 
 def _write_queries(writer: TraceWriter, like: Trace, source: Indices, steps: int) -> None:
     """Write the queries of the last prompt tokens and of the steps, and the predicted ones where they are recorded."""
-    model, prompt = like.model, len(source) - steps
-    kept = len(model.kept_layers)
-    q = writer.array("q", like.q.dtype, (steps, kept, model.q_heads, model.head_dim))
-    q_prompt = writer.array("q_prompt", like.q_prompt.dtype, (kept, model.q_heads, prompt, model.head_dim))
+    prompt, at = len(source) - steps, source[len(source) - steps :] - like.prompt_len
+    before = source[prompt - _prompt_queries(like, prompt) : prompt] - (like.prompt_len - like.prompt_queries)
+    kept, heads, _, d = like.q_prompt.shape
+    q = writer.array("q", like.q.dtype, (steps, kept, heads, d))
+    q_prompt = writer.array("q_prompt", like.q_prompt.dtype, (kept, heads, len(before), d))
     ahead = None if like.q_ahead is None else writer.array("q_ahead", like.q_ahead.dtype, q.shape)
     for layer in range(kept):
-        recorded = np.concatenate([like.q_prompt[layer].swapaxes(0, 1), like.q[:, layer]])
-        rows = _whole(fit(recorded), source - _first_query(like))
-        q[:, layer], q_prompt[layer] = rows[prompt:], rows[:prompt].swapaxes(0, 1)
-        if ahead is not None:
-            ahead[:, layer] = q[:, layer] + _prediction_error(like, layer, source[prompt:])
+        q_prompt[layer] = _whole(like.q_prompt[layer].swapaxes(0, 1), before).swapaxes(0, 1)
+        q[:, layer] = _whole(like.q[:, layer], at)
+        if ahead is not None and like.q_ahead is not None:
+            ahead[:, layer] = q[:, layer] + _whole(like.q_ahead[:, layer] - like.q[:, layer].astype(np.float64), at)
 
 
-def _prediction_error(like: Trace, layer: int, source: Indices) -> Floats:
-    """Return a path of q_ahead - q, [steps, heads, d]."""
-    assert like.q_ahead is not None
-    error = fit(like.q_ahead[:, layer].astype(np.float64) - like.q[:, layer].astype(np.float64))
-    # Errors are recorded for steps only: a source among the prompt's queries stands for some step.
-    return _whole(error, 1 + (source - like.prompt_len - 1) % (like.steps - 1))
-
-
-def _whole(process: Process, rows: Indices) -> Floats:
-    return np.concatenate([values for _, values in process.path(rows)])
+def _whole(recorded: Array, rows: Indices) -> Floats:
+    """Return a path [len(rows), h, d] of the process fitted to `recorded` [n, h, d]."""
+    return np.concatenate([values for _, values in fit(recorded).path(rows)])
 
 
 def _manifest(like: Trace, name: str, tokens: int, steps: int, seed: int) -> dict[str, Any]:

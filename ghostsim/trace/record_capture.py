@@ -251,9 +251,7 @@ class Listener:
 
         return hook
 
-    def _aside(
-        self, layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor] | None:
+    def _aside(self, layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Run a layer up to its attention; None if it has none that calls the eager function."""
         self.aside = True
         try:

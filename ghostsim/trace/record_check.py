@@ -59,7 +59,7 @@ class Replay:
             return np.inf, np.inf
         positions = np.arange(start, start + queries.shape[1])
         turned, group = self._turned(stored, positions), len(queries) // len(self._keys)
-        biggest = max(float(np.abs(self._values).max()), np.finfo(np.float32).tiny)
+        biggest = max(float(np.abs(self._values).max()), float(np.finfo(np.float32).tiny))
         found = [
             self._head_errors(turned[h], positions, h // group, weights[h], outputs[h]) for h in range(len(queries))
         ]

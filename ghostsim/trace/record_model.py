@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ def _quiet() -> None:
 def _refused(name: str, what: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:300]
     return InputError(
-        f"MODEL: found {name!r}, whose {what} transformers cannot load ({reason}), "
+        f"MODEL: found {name!r}, whose {what} fails ({reason}), "
         "expected the folder or the name of a causal language model"
     )
 
@@ -93,7 +93,7 @@ def read_ids(source: Path, model: str, vocabulary: int) -> Ids:
 
 def _ids_of(source: Path, model: str) -> npt.NDArray[np.int64]:
     if source.suffix == ".npy":
-        return np.load(source, allow_pickle=False).astype(np.int64, casting="safe")
+        return np.asarray(np.load(source, allow_pickle=False).astype(np.int64, casting="safe"))
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
         return np.asarray([_whole(number) for number in json.loads(text)], dtype=np.int64)
@@ -112,14 +112,29 @@ def _tokenizer(model: str) -> Callable[[str], dict[str, Any]]:
     except Exception as error:  # noqa: BLE001
         raise _refused(model, "tokenizer", error) from None
     tokenizer.model_max_length = 1 << 40  # the length is checked where it is known
-    return tokenizer
+    return cast(Callable[[str], dict[str, Any]], tokenizer)
+
+
+def check_runs(model: nn.Module, ids: Tensor) -> None:
+    """Run the model as it is, so that its own faults are not taken for the recorder's.
+
+    Raises
+    ------
+    InputError
+        If it fails.
+    """
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids[None], use_cache=False)
+    except Exception as error:  # noqa: BLE001
+        raise _refused(type(model).__name__, "forward", error) from None
 
 
 def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], None]) -> Ids:
     """Return `prompt` and `count` more tokens, each the likeliest one."""
     device = next(model.parameters()).device
-    ids, cache, new = torch.tensor(prompt, dtype=torch.long, device=device)[None], None, []
-    pending = list(ids.split(PREFILL, dim=1))
+    ids, cache = torch.tensor(prompt, dtype=torch.long, device=device)[None], None
+    pending, new = list(ids.split(PREFILL, dim=1)), list[int]()
     with torch.inference_mode():
         while len(new) < count:
             say(f"generate token {len(new) + 1} of {count}")
@@ -134,4 +149,5 @@ def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], Non
 def losses(logits: Tensor, following: Ids) -> npt.NDArray[np.float32]:
     """Return the loss in nats of each step's prediction of the token that follows it."""
     target = torch.tensor(following, dtype=torch.long, device=logits.device)
-    return nn.functional.cross_entropy(logits.float(), target, reduction="none").cpu().numpy()
+    loss = nn.functional.cross_entropy(logits.float(), target, reduction="none")
+    return np.asarray(loss.cpu().numpy(), dtype=np.float32)

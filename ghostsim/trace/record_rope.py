@@ -59,9 +59,11 @@ def identify(before: Floats, after: Floats, cos: Floats, sin: Floats) -> Layout 
         The model's own tables, [positions, width].
     """
     for layout in _layouts(cos.shape[1], before.shape[2]):
+        if layout.dims > before.shape[2]:
+            continue
         turned = before.astype(np.float64)
         turn(turned, layout.pick(cos), layout.pick(sin), Rope(layout.dims, layout.pairing, 1.0))
-        if layout.dims <= before.shape[2] and same(turned, after):
+        if same(turned, after):
             return layout
     return None
 

@@ -176,7 +176,7 @@ def _attended(trace: Trace, layer: int, step: int) -> int:
 def _stack(rows: list[Floats], kept: int) -> Floats:
     """Stack per-unit rows (unit = layer, KV head) [g or 1, ...] to [kept, heads, ...]."""
     joined = np.concatenate(rows)
-    return joined.reshape(kept, -1, *joined.shape[1:])
+    return joined.reshape(kept, len(joined) // kept, *joined.shape[1:])
 
 
 def _unit(workload: Workload, unit: int, steps: list[int], lags: tuple[int, ...], layer_mass: Floats) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
     facts = facts_of(run)
     found = verdict(run.metrics, facts)
     sections = _sections(run, facts, found)
-    return _page(
+    return whole_page(
         "run.html.j2",
         plotlyjs,
         sections,
@@ -62,9 +62,9 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
 def write_report(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> Path:
     """Write ``report.html`` into a run folder and return its path."""
     page = run_dir / "report.html"
-    _write(page, render(run_dir, plotlyjs))
+    write_text(page, render(run_dir, plotlyjs))
     if plotlyjs == "directory" and not (run_dir.resolve().parent / _SHARED).exists():
-        _write(run_dir.resolve().parent / _SHARED, get_plotlyjs())
+        write_text(run_dir.resolve().parent / _SHARED, get_plotlyjs())
     return page
 
 
@@ -72,10 +72,10 @@ def render_compare(run_dirs: Sequence[Path]) -> str:
     """Return one HTML page that sets run folders side by side, with what differs in their configuration."""
     runs = [load_run(path) for path in run_dirs]
     found = comparison(runs, [verdict(run.metrics, facts_of(run)) for run in runs])
-    return _page("compare.html.j2", "embed", [("Figures", found.figures)], title="comparison", compare=found)
+    return whole_page("compare.html.j2", "embed", [("Figures", found.figures)], title="comparison", compare=found)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write beside the file and rename, so that a reader never sees half a page."""
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -117,7 +117,7 @@ def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401  (what templates take)
+def whole_page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401  (what templates take)
     root = folder("reports")
     environment = Environment(
         loader=FileSystemLoader(root / "templates"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
-from ghostsim.report.page import _page, _write
+from ghostsim.report.page import whole_page, write_text
 from ghostsim.report.words import number, plural, share
 from ghostsim.trace.format import Trace
 from ghostsim.trace.statistics import (
@@ -41,7 +41,7 @@ def render_trace(trace: Trace) -> str:
         ("How long it stays", [persistence(found)]),
         ("Queries and keys", [spectrum(found), norms(found)]),
     ]
-    return _page(
+    return whole_page(
         "trace.html.j2",
         "embed",
         sections,
@@ -56,7 +56,7 @@ def render_trace(trace: Trace) -> str:
 
 def write_trace_report(trace: Trace, path: Path) -> Path:
     """Write the page of a trace to `path` and return it."""
-    _write(path, render_trace(trace))
+    write_text(path, render_trace(trace))
     return path
 
 

@@ -118,6 +118,7 @@ def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def whole_page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401  (what templates take)
+    """Return a self-contained page of a template: style, scripts and figures inside, everything else escaped."""
     root = folder("reports")
     environment = Environment(
         loader=FileSystemLoader(root / "templates"),

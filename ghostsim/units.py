@@ -36,9 +36,9 @@ class Dimension:
     integer: bool = False
 
     @property
-    def article(self) -> str:
-        """The indefinite article of the name."""
-        return "an" if self.name[0] in "aeio" else "a"
+    def one(self) -> str:
+        """The name with its indefinite article."""
+        return f"{'an' if self.name[0] in 'aeio' else 'a'} {self.name}"
 
     def parse(self, text: object) -> float:
         """Return `text` in the base unit.
@@ -50,16 +50,14 @@ class Dimension:
         """
         found = _NUMBER.match(text) if isinstance(text, str) else None
         if found is None:
-            raise ValueError(f"found {text!r}, expected {self.article} {self.name} with its unit, e.g. {self.example!r}")
+            raise ValueError(f"found {text!r}, expected {self.one} with its unit, e.g. {self.example!r}")
         factor = self.units.get(found[2])
         if factor is None:
             known = ", ".join(self.units)
-            raise ValueError(
-                f"found unit {found[2]!r}, expected {self.article} {self.name} in one of {known}, e.g. {self.example!r}"
-            )
+            raise ValueError(f"found unit {found[2]!r}, expected {self.one} in one of {known}, e.g. {self.example!r}")
         value = float(found[1]) * factor
         if not math.isfinite(value) or abs(value) > _LARGEST:
-            raise ValueError(f"found {text!r}, which is too large for {self.article} {self.name}, e.g. {self.example!r}")
+            raise ValueError(f"found {text!r}, which is too large for {self.one}, e.g. {self.example!r}")
         return round(value) if self.integer else value
 
     def format(self, value: float) -> str:

@@ -1,8 +1,8 @@
 """Listens to the attention of a transformers model while it runs in eager mode.
 
 Every model file of transformers hands rotated queries and keys to its `eager_attention_forward`; that function is
-wrapped for the time of a pass. A layer's forward is called once more with cosine 1 and sine 0 in place of the rotary
-tables, so that queries and keys arrive there with bias and norms, but before rotation, whatever the family.
+wrapped for the time of a pass. Called once more with cosine 1 and sine 0 in place of the rotary tables, a layer brings
+its queries and keys there with bias and norms, but before rotation, whatever the family: that tells how it rotates.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one layer showed: its call, the rotary tables [T, width] or None, and queries and keys without rotation."""
+    """What one layer showed: its call and the rotary tables [T, width], if it has any.
+
+    `query` and `key` are without rotation where that was asked for; `ahead` are the queries that the layer makes of the
+    input of the layer before it.
+    """
 
     layer: int
     call: Call
@@ -179,8 +183,10 @@ class Listener:
         The decoder layers in order.
     kept
         Layers to listen to; None: all.
+    bare
+        Also run each layer without rotation, for its queries and keys.
     rotated
-        Take queries and keys as attention sees them, positions included.
+        Leave the rotation in the queries that are made ahead.
     ahead
         Also run each layer on the input of the layer before it, for its queries.
     """
@@ -192,15 +198,16 @@ class Listener:
         handle: Callable[[Seen], None],
         *,
         kept: Sequence[int] | None = None,
+        bare: bool = False,
         rotated: bool = False,
         ahead: bool = False,
         after_layer: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
         self.model, self.layers, self.handle = model, layers, handle
         self.kept = set(range(len(layers)) if kept is None else kept)
-        self.rotated, self.ahead, self.after_layer = rotated, ahead, after_layer
+        self.bare, self.rotated, self.ahead, self.after_layer = bare, rotated, ahead, after_layer
         self.previous: Tensor | None = None
-        self.bare: tuple[Tensor, Tensor] | None = None
+        self.unrotated: tuple[Tensor, Tensor] | None = None
         self.ahead_query: Tensor | None = None
         self.rotation: object = None
         self.layer, self.first = -1, 0
@@ -239,11 +246,11 @@ class Listener:
 
     def _before_layer(self, index: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.layer, self.bare, self.ahead_query, self.rotation = index, None, None, None
+            self.layer, self.unrotated, self.ahead_query, self.rotation = index, None, None, None
             if index not in self.kept:
                 return
-            if not self.rotated:
-                self.bare = self._aside(layer, args, kwargs)
+            if self.bare:
+                self.unrotated = self._aside(layer, args, kwargs)
             slot = _slot(layer, args, kwargs, "hidden_states")
             if self.ahead and self.previous is not None and slot is not None:
                 other = self._aside(layer, *_put(args, kwargs, slot, self.previous))
@@ -313,7 +320,7 @@ class Listener:
             return outputs, weights
 
         heard = Call(**{**vars(call), "attend": attend})
-        query, key = self.bare or (call.query, call.key)
+        query, key = self.unrotated or (call.query, call.key)
         self.handle(Seen(self.layer, heard, _tables(self.rotation), query, key, self.ahead_query))
         if not parts:
             parts = [outputs for _, outputs, _ in call.blocks()]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ghostsim.errors import InvariantError
 from ghostsim.trace.format import Rope
-from ghostsim.trace.rope import turn
+from ghostsim.trace.rope import angles, turn
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -87,6 +87,22 @@ def frequencies(cos: Floats, sin: Floats) -> tuple[npt.NDArray[np.float64], floa
     if off > LINEAR or np.ptp(length) > SAME * length.max():
         raise InvariantError(f"rope: found angles {off:.3g} rad off a constant rate per position, expected none")
     return np.maximum(slope, 0.0), _round_factor(float(length.mean()))
+
+
+def undo(x: Floats, inv_freq: Floats, rope: Rope) -> npt.NDArray[np.float32]:
+    """Return the vectors [heads, positions, d] that exact rotation turns into `x`.
+
+    A model rounds its angles to float32, by 2^-24 of the angle; taken back with exact angles, that rounding is inside
+    the vectors, and a replay with exact angles meets the model at any length.
+    """
+    out, back = x.astype(np.float32), Rope(rope.dims, rope.pairing, 1.0)
+    cos, sin = angles(np.arange(x.shape[1]), inv_freq)
+    for head in out:
+        wide = head.astype(np.float64)
+        wide[:, : rope.dims] /= rope.attention_factor
+        turn(wide, cos, -sin, back)
+        head[...] = wide
+    return out
 
 
 def _round_factor(factor: float) -> float:

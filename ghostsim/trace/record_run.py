@@ -19,7 +19,7 @@ from ghostsim.trace.record_capture import Call, Listener, Seen, Start, decoder_l
 from ghostsim.trace.record_check import OUTPUT, PROBABILITY, LayerRule, Replay
 from ghostsim.trace.record_geometry import Geometry, as_numpy, check_kept, geometry_of, window_of
 from ghostsim.trace.record_model import check_runs, generate, load_model, losses, model_folder, read_ids, weights_sha256
-from ghostsim.trace.record_rope import frequencies
+from ghostsim.trace.record_rope import frequencies, undo
 from ghostsim.trace.record_store import LayerRecord, Store
 from ghostsim.trace.write import TraceWriter
 
@@ -90,7 +90,7 @@ class Recorder:
         check_runs(self.model, look)
         seen: dict[int, Seen] = {}
         listener = Listener(
-            self.model, self.layers, lambda layer: seen.update({layer.layer: layer}), kept=self.asked.layers
+            self.model, self.layers, lambda layer: seen.update({layer.layer: layer}), kept=self.asked.layers, bare=True
         )
         listener.run(look)
         check_kept(self.asked.layers, seen, len(self.layers), type(self.model).__name__)
@@ -144,9 +144,8 @@ class Recorder:
         at = self.geometry.kept.index(seen.layer)
         self.say(f"record layer {at + 1} of {len(self.geometry.kept)}")
         inv_freq, factor = self._turning(seen)
-        query, key = as_numpy(seen.query), as_numpy(seen.key)
-        ahead = query if seen.ahead is None else as_numpy(seen.ahead)
-        query, key, ahead = self._fold(seen.call, factor, query, key, ahead)
+        query, key = self._unrotated(seen.call, inv_freq)
+        ahead = query if seen.ahead is None else self._folded(seen, factor)
         self._write(at, query, key, as_numpy(seen.call.value), ahead)
         rule = LayerRule(
             scale=self.geometry.scale,
@@ -167,16 +166,20 @@ class Recorder:
         cos, sin = (layout.pick(as_numpy(table)) for table in seen.tables)
         return frequencies(cos, sin)
 
-    def _fold(self, call: Call, factor: float, query: Array, key: Array, ahead: Array) -> tuple[Array, Array, Array]:
-        """Put what differs between layers, but has one place in the manifest, into queries and keys."""
-        rope, scale = self.geometry.rope, call.scale / self.geometry.scale
-        query, ahead = (x if scale == 1.0 else x * np.float32(scale) for x in (query, ahead))
-        ratio = 1.0 if rope is None else factor / rope.attention_factor
-        if rope is None or abs(ratio - 1.0) < 1e-6:
-            return query, key, ahead
-        weight = np.ones(query.shape[-1], dtype=np.float32)
-        weight[: rope.dims] = ratio
-        return query * weight, key * weight, ahead * weight
+    def _unrotated(self, call: Call, inv_freq: Array | None) -> tuple[Array, Array]:
+        """Return queries and keys before rotation; a scale of the layer's own goes into the queries."""
+        query, key, rope = as_numpy(call.query), as_numpy(call.key), self.geometry.rope
+        if rope is not None and inv_freq is not None:
+            query, key = undo(query, inv_freq, rope), undo(key, inv_freq, rope)
+        return query * np.float32(call.scale / self.geometry.scale), key
+
+    def _folded(self, seen: Seen, factor: float) -> Array:
+        """Return the queries made ahead; scale and attention factor of the layer's own go into them."""
+        assert seen.ahead is not None
+        query = as_numpy(seen.ahead) * np.float32(seen.call.scale / self.geometry.scale)
+        if self.geometry.rope is not None:
+            query[..., : self.geometry.rope.dims] *= np.float32(factor / self.geometry.rope.attention_factor)
+        return query
 
     def _write(self, at: int, query: Array, key: Array, value: Array, ahead: Array) -> None:
         prompt = self.asked.prompt_len
@@ -271,7 +274,7 @@ class Recorder:
         which = 0 if half else 1
         notes = {} if self.geometry.note is None else {"positions": self.geometry.note}
         if not half:
-            notes["float32"] = "float16 cannot hold these queries and keys"
+            notes["float32"] = f"float16 cannot hold these queries and keys: {_loss_of_half(layers)}"
         return {
             "precision": "float16" if half else "float32",
             "architecture": type(self.model).__name__,
@@ -292,3 +295,11 @@ def _check_length(asked: Recording, found: int) -> None:
 def _model_name(model: str) -> str:
     path = Path(model)
     return path.resolve().name if path.is_dir() else path.name
+
+
+def _loss_of_half(layers: list[LayerRecord]) -> str:
+    probability = max(x.probability_errors[0] for x in layers)
+    output = max(x.output_errors[0] for x in layers)
+    if not np.isfinite(probability):
+        return "numbers out of its range"
+    return f"probabilities would be up to {probability:.2g} off, outputs {output:.2g} of the largest value"

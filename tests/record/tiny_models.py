@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-TOKENS = 160
 COMMON = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 256}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -22,6 +22,7 @@ LLAMA3 = rope(
 )
 LONGROPE = rope(
     rope_type="longrope",
+    factor=2.0,
     short_factor=[1.0] * 8,
     long_factor=[1.0 + 0.5 * i for i in range(8)],
     original_max_position_embeddings=128,
@@ -33,6 +34,7 @@ GEMMA3 = {
     }
 }
 LOCAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+DYNAMIC = rope(rope_type="dynamic", factor=2.0) | {"max_position_embeddings": 100}
 PARTIAL = rope(rope_type="default", partial_rotary_factor=0.5)
 
 # name: (model type, fields of its configuration)
@@ -40,7 +42,7 @@ FAMILIES = {
     "llama": ("llama", COMMON | HEADS),
     "llama3_scaling": ("llama", COMMON | HEADS | LLAMA3),
     "llama_yarn": ("llama", COMMON | HEADS | rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)),
-    "llama_dynamic": ("llama", COMMON | HEADS | {"max_position_embeddings": 100} | rope(rope_type="dynamic", factor=2.0)),
+    "llama_dynamic": ("llama", COMMON | HEADS | DYNAMIC),
     "qwen2": ("qwen2", COMMON | HEADS),
     "qwen3": ("qwen3", COMMON | HEADS),
     "mistral": ("mistral", COMMON | HEADS | {"sliding_window": 32}),
@@ -48,7 +50,7 @@ FAMILIES = {
     "gemma2": ("gemma2", COMMON | HEADS | LOCAL | {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0}),
     "gemma3": ("gemma3_text", COMMON | HEADS | LOCAL | GEMMA3 | {"query_pre_attn_scalar": 32}),
     "phi": ("phi", COMMON | HEADS | {"num_key_value_heads": 4} | PARTIAL),
-    "phi3": ("phi3", COMMON | HEADS | SPECIAL | LONGROPE),
+    "phi3": ("phi3", COMMON | HEADS | SPECIAL | LONGROPE | {"original_max_position_embeddings": 128}),
     "gpt2": ("gpt2", GPT2),
     "gpt2_inverse_layer": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
     "gpt_bigcode": ("gpt_bigcode", GPT2 | {"multi_query": True}),
@@ -73,9 +75,6 @@ def build(folder: Path, family: str, **changes: object) -> Path:
 
 
 def build_config(folder: Path, kind: str, fields: dict[str, object]) -> Path:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config)
@@ -87,6 +86,6 @@ def build_config(folder: Path, kind: str, fields: dict[str, object]) -> Path:
     return folder
 
 
-def write_ids(file: Path, count: int = TOKENS, vocabulary: int = 97) -> Path:
-    np.save(file, np.random.default_rng(3).integers(3, vocabulary, count))
-    return file
+def eager(folder: Path) -> AutoModelForCausalLM:
+    """Load a model as anybody would who asks it for its attention."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()

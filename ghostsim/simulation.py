@@ -243,9 +243,13 @@ def _select(scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, sa
     selections: dict[str, Selection] = {}
     for workload in {id(workload): workload for workload in workloads.values()}.values():
         labels = [label for label, other in workloads.items() if other is workload]
-        say(f"evaluate {len(labels)} policies on {len(workload.heads)} attention heads")
-        selections |= select({label: scenario.runs[label].policy for label in labels}, workload, jobs=jobs)
+        policies = {label: scenario.runs[label].policy for label in labels}
+        selections |= select(policies, workload, jobs=jobs, progress=_heads_done(len(labels), say))
     return selections
+
+
+def _heads_done(policies: int, say: Progress) -> Callable[[int, int], None]:
+    return lambda done, of: say(f"evaluate {policies} policies on attention head {done} of {of}")
 
 
 def _recorded_loss(

@@ -43,11 +43,6 @@ MODELLED: Mapping[str, frozenset[str]] = {
 """The values of condition columns that are modelled; a row with another one is to be skipped."""
 
 
-def modelled(row: Row) -> bool:
-    """Say whether every condition of a row is one that is modelled."""
-    return all(row[column] in values for column, values in MODELLED.items() if column in row)
-
-
 def _timing(row: Row) -> DramTiming:
     return load_timings()[row["part"]]
 

@@ -63,6 +63,8 @@ class FlowClass:
         Highest rate of one flow, bytes/s.
     writes
         Resources of the route to which the bytes are written.
+    solo_rate
+        Rate of a flow that is alone, bytes/s.
     rate
         Present rate of one flow, bytes/ps; 0 while there is none.
     served
@@ -82,6 +84,7 @@ class FlowClass:
         "route",
         "served",
         "since_ps",
+        "solo_rate",
         "tags",
         "weight",
         "writes",
@@ -96,17 +99,13 @@ class FlowClass:
         self.weight = weight
         self.ceiling = ceiling
         self.writes = writes
+        rates = [resource.at(float(resource in writes)) / cost for resource, cost in route]
+        self.solo_rate = min(rates if ceiling is None else [*rates, ceiling])
         self.tags: list[tuple[float, int, Flow]] = []
         self.served = 0.0
         self.since_ps = 0
         self.rate = 0.0
         self.finish_ps = NEVER
-
-    @property
-    def solo_rate(self) -> float:
-        """Rate of a flow that is alone, bytes/s."""
-        rates = [resource.at(float(resource in self.writes)) / cost for resource, cost in self.route]
-        return min(rates if self.ceiling is None else [*rates, self.ceiling])
 
     def demand(self, count: int) -> Demand:
         """Return what `count` flows of the class ask for, in bytes/ps."""

@@ -6,13 +6,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import InvariantError
 from ghostsim.pipeline.binding import Bound, Row
@@ -47,7 +45,6 @@ class Executor:
         rows = len(plan)
         self.start, self.finish, self.delay, self.service = ([0] * rows for _ in range(4))
         self.ready: deque[int] = deque()
-        self.solo_rates: dict[FlowClass, float] = {}
         self.finished = 0
         self.draining = False
 
@@ -86,18 +83,11 @@ class Executor:
         self.delay[row] = delay_ps
         done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
         for flow_class, nbytes, server in parts:
-            self.service[row] = max(self.service[row], self._alone(flow_class, nbytes))
+            self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
                 self.network.start(flow_class, nbytes, done, delay_ps)
             else:
                 server.submit(partial(self._serve, flow_class, nbytes, delay_ps), done)
-
-    def _alone(self, flow_class: FlowClass, nbytes: int) -> int:
-        """Return how long a flow takes alone, ps."""
-        rate = self.solo_rates.get(flow_class)
-        if rate is None:
-            rate = self.solo_rates[flow_class] = flow_class.solo_rate / PS_PER_S
-        return ceil(nbytes / rate)
 
     def _serve(self, flow_class: FlowClass, nbytes: int, delay_ps: int, release: Callable[[], object]) -> None:
         self.network.start(flow_class, nbytes, release, delay_ps)

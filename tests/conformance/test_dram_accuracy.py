@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ghostsim import bundled
-from ghostsim.accuracy.dram import COLUMNS, PROBES, UNITS, modelled
+from ghostsim.accuracy.dram import COLUMNS, MODELLED, PROBES, UNITS
 
 BARS = {  # median, 90th percentile of the absolute relative error
     "dram_bandwidth": (0.03, 0.08),
@@ -48,7 +48,7 @@ def test_rows_have_the_declared_columns_units_and_conditions(probe):
     for row in table(probe):
         assert set(COLUMNS[probe]) <= set(row)
         assert row["unit"] == UNITS[probe]
-        assert modelled(row)
+        assert all(row[column] in known for column, known in MODELLED.items() if column in row)
         for column, kind in COLUMNS[probe].items():
             kind(row[column])
 
@@ -56,7 +56,3 @@ def test_rows_have_the_declared_columns_units_and_conditions(probe):
 def test_unknown_dram_part_is_a_key_error():
     with pytest.raises(KeyError, match="DDR9"):
         PROBES["dram_gather"]({**table("dram_gather")[0], "part": "DDR9"})
-
-
-def test_other_mapping_is_not_modelled():
-    assert not modelled({**table("dram_gather")[0], "mapping": "ROW"})

@@ -190,7 +190,7 @@ def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace], at: Wh
 
 def _check_filter(label: str, run: Run, at: Where) -> None:
     machine = _machine(run)[0]
-    stages = index_stages(run.policy, run.model.head_dim)
+    stages = index_stages(run.policy, run.model.head_dim, run.model.kv_heads)
     try:
         Binder(machine, run.model, _placement(run), stages, 1)
     except ConfigError as error:

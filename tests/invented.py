@@ -14,7 +14,7 @@ from ghostsim.metrics.collect import Record
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.executor import Executor
 from ghostsim.plan.selection import Selection
-from ghostsim.policy.costs import index_stages
+from ghostsim.policy.costs import index_stages, state_bytes, streams_of
 from ghostsim.policy.placement import Placement, place
 
 HBM = Placement("hbm", "hbm", "gpu", "dma", 1, "bitmap")
@@ -51,12 +51,16 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
     runs = read // 2 + read % 2 if runs is None else column(runs)
     default = [-(-cold // stage.unit_tokens) for stage in stages]
     given = default if scanned is None else [column(scanned) for _ in stages]
+    records = np.stack(given) if stages else np.zeros((0, units, steps), np.int64)
+    streams = streams_of(of, model.head_dim)
+    tokens = np.stack([read if stream.selected else hot for stream in streams])
     per_head = np.zeros((units, steps, model.q_per_kv))
     counts = per_head.astype(np.int64)
     return Selection(
         policy=of.name,
         workload_hash="invented",
         stages=stages,
+        streams=streams,
         unit_of=np.arange(units, dtype=np.int32).reshape(shape[:3]),
         attended=hot + cold,
         hot_tokens=hot,
@@ -64,7 +68,11 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
         stored_tokens=hot + cold,
         read_tokens=read,
         read_runs=runs,
-        scanned=np.stack(given) if stages else np.zeros((0, units, steps), np.int64),
+        scanned=records,
+        scan_bytes=records * np.array([int(stage.record_bytes) for stage in stages], np.int64)[:, None, None],
+        stream_tokens=tokens,
+        stream_bytes=tokens * np.array([stream.record_bytes for stream in streams])[:, None, None],
+        state_bytes=state_bytes(of.keep, 1) * (hot + read),
         lost_mass=per_head,
         certified_mass=None,
         violations=None,

@@ -2,279 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ghostsim.config.base import Count, Number, Strict, Text, Whole
+from ghostsim.config.formats import FP16, KeptFormat
+from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK, rule_name
+from ghostsim.config.scores import (
+    AgeScore,
+    HistScore,
+    Kind,
+    LshScore,
+    ObsScore,
+    PastScore,
+    Score,
+    Share,
+    Unit,
+    first_key,
+    kind_of,
+    page_of,
+    score_text,
+    unit_of,
+)
 
-Kind = Literal["exact", "upper-bound", "claimed", "estimate", "prior"]
 Role = Literal["hot", "warm", "cold"]
+HeadClass = Literal["local", "retrieval", "dormant", "semantic memory"]
 
 
-def _named(value: Any) -> Any:
-    """Let a bare name stand for a mapping without parameters: ``exact`` for ``{exact: {}}``."""
-    return {value: {}} if isinstance(value, str) else value
-
-
-def _first_key(value: Any) -> str | None:
-    if isinstance(value, Mapping) and value:
-        return str(next(iter(value)))
-    names = getattr(type(value), "model_fields", None)
-    return next(iter(names)) if names else None
-
-
-class Empty(Strict):
-    """No parameters."""
-
-
-# --- scores: what orders the units, and what it costs to look at them --------------------------------------
-
-
-class Hist(Strict):
-    """Attention probability received so far, summed over queries."""
-
-    decay: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
-
-
-class Obs(Strict):
-    """Attention probability from the last `window` prompt queries, pooled over `pool` (odd) neighbouring positions."""
-
-    window: Count = 32
-    pool: Annotated[int, Field(strict=True, ge=1, le=1001)] = 5
-    kernel: Literal["avg", "max"] = "avg"
-
-    @model_validator(mode="after")
-    def _pool_is_centred(self) -> Obs:
-        if self.pool % 2 == 0:
-            raise ValueError(f"found pool {self.pool}, expected an odd number of positions, e.g. 5")
-        return self
-
-
-class Box(Strict):
-    """Per-channel minimum and maximum of the keys of a page."""
-
-    page: Count = 16
-
-
-class QKeys(Strict):
-    """Every key at `bits` per channel with one rounded-up error norm."""
-
-    bits: Annotated[int, Field(strict=True, ge=1, le=8)] = 4
-
-
-class Sketch(Strict):
-    """A projection of the key to `dims` numbers with the norm of what it leaves out.
-
-    `residual: none` drops the norm: an estimate, not a bound. `bits: 16` keeps the projection in fp16.
-    """
-
-    dims: Count = 32
-    bits: Literal[2, 4, 8, 16] = 8
-    basis: Literal["pca", "random"] = "pca"
-    residual: Literal["single", "none"] = "single"
-
-
-class Published(Strict):
-    """The score of the published GhostKV note: a Gaussian sketch plus two constants, with no residual.
-
-    `scale: logits` divides the sketch product by sqrt(dims), as the laboratory does; `scale: cosine` compares
-    directions, as the note's example does. `record` bytes hold sketch, anchor id and fingerprint.
-    """
-
-    dims: Count = 16
-    epsilon: Number = 0.05
-    sigma: Number = 0.05
-    scale: Literal["logits", "cosine"] = "logits"
-    record: Count = 48
-
-
-class AgeScore(Strict):
-    """Order by age: the newest first."""
-
-    age: Empty
-
-
-class Exact(Strict):
-    """The exact score. It reads every key; uncharged it is an oracle, the limit of what any index can do."""
-
-    charged: bool = True
-
-
-class ExactScore(Strict):
-    """Order by the exact attention score."""
-
-    exact: Exact
-
-
-class HistScore(Strict):
-    """Order by accumulated attention."""
-
-    hist: Hist
-
-
-class ObsScore(Strict):
-    """Order by the attention of an observation window."""
-
-    obs: Obs
-
-
-class BoxScore(Strict):
-    """Order by the upper bound of a box per page."""
-
-    box: Box
-
-
-class QKeysScore(Strict):
-    """Order by the upper bound from quantised keys."""
-
-    qkeys: QKeys
-
-
-class SketchScore(Strict):
-    """Order by the upper bound from a sketch."""
-
-    sketch: Sketch
-
-
-class PublishedScore(Strict):
-    """Order by the published AttnUB."""
-
-    published: Published
-
-
-_SCORES = (AgeScore, ExactScore, HistScore, ObsScore, BoxScore, QKeysScore, SketchScore, PublishedScore)
-Score = Annotated[
-    Annotated[AgeScore, Tag("age")]
-    | Annotated[ExactScore, Tag("exact")]
-    | Annotated[HistScore, Tag("hist")]
-    | Annotated[ObsScore, Tag("obs")]
-    | Annotated[BoxScore, Tag("box")]
-    | Annotated[QKeysScore, Tag("qkeys")]
-    | Annotated[SketchScore, Tag("sketch")]
-    | Annotated[PublishedScore, Tag("published")],
-    Discriminator(_first_key),
-    BeforeValidator(_named),
-]
-
-
-def kind_of(score: Score) -> Kind:
-    """Say what the values of a score are worth: only exact scores and upper bounds may certify."""
-    match score:
-        case ExactScore():
-            return "exact"
-        case BoxScore() | QKeysScore():
-            return "upper-bound"
-        case SketchScore():
-            return "estimate" if score.sketch.residual == "none" else "upper-bound"
-        case PublishedScore():
-            return "claimed"
-        case AgeScore() | HistScore() | ObsScore():
-            return "prior"
-
-
-# --- rules: how many units are taken ------------------------------------------------------------------------
-
-
-class AllRule(Strict):
-    """Take every unit."""
-
-    all: Empty
-
-
-class NoneRule(Strict):
-    """Take no unit beyond the pins."""
-
-    none: Empty
-
-
-class TopK(Strict):
-    """Take the units that hold the best `topk` tokens (whole units, rounded down)."""
-
-    topk: Count
-
-
-class TopFrac(Strict):
-    """Take the best fraction of the units (rounded down)."""
-
-    topfrac: Annotated[float, Field(strict=True, gt=0, le=1)]
-
-
-class Above(Strict):
-    """Take every unit whose score is at least a constant."""
-
-    above: Number
-
-
-class Margin(Strict):
-    """Take every unit whose score is at least the best score minus a constant."""
-
-    margin: Annotated[float, Field(strict=True, ge=0, le=1e6)]
-
-
-class Certify(Strict):
-    """Take units until the rest provably holds at most a fraction of the attention mass.
-
-    `staged` reads in order of the bound with the normaliser growing, `one_pass` decides on the normaliser of
-    the hot tokens alone, `flat` uses one threshold for all.
-    """
-
-    certify: Annotated[float, Field(strict=True, gt=0, lt=1)]
-    form: Literal["staged", "one_pass", "flat"] = "staged"
-
-
-Rule = Annotated[
-    Annotated[AllRule, Tag("all")]
-    | Annotated[NoneRule, Tag("none")]
-    | Annotated[TopK, Tag("topk")]
-    | Annotated[TopFrac, Tag("topfrac")]
-    | Annotated[Above, Tag("above")]
-    | Annotated[Margin, Tag("margin")]
-    | Annotated[Certify, Tag("certify")],
-    Discriminator(_first_key),
-    BeforeValidator(_named),
-]
-
-
-# --- formats: how K and V are stored ------------------------------------------------------------------------
-
-
-class Int(Strict):
-    """Asymmetric integers with an fp16 scale and minimum per group of channels."""
-
-    bits: Literal[2, 4, 8] = 4
-    group: Count = 128
-
-
-class Fp16Format(Strict):
-    """K and V as the model writes them."""
-
-    fp16: Empty
-
-
-class IntFormat(Strict):
-    """K and V as group-quantised integers."""
-
-    int: Int
-
-
-Format = Annotated[
-    Annotated[Fp16Format, Tag("fp16")] | Annotated[IntFormat, Tag("int")],
-    Discriminator(_first_key),
-    BeforeValidator(_named),
-]
-
-
-# --- the two verbs -------------------------------------------------------------------------------------------
+# --- the noun -----------------------------------------------------------------------------------------------
 
 
 class Pin(Strict):
-    """Positions that are always taken: the first `sinks`, the last `window` (own token included), the last page."""
+    """Positions that are always taken: the first `sinks`, the last `window` (own token included), the last page.
+
+    `sink_pages` and `window_pages` count pages of the score's index; `classes` names token classes of the trace.
+    """
 
     sinks: Whole = 0
     window: Whole = 0
     last_page: bool = False
+    sink_pages: Whole = 0
+    window_pages: Whole = 0
+    classes: tuple[Whole, ...] = ()
+
+    @property
+    def paged(self) -> bool:
+        """Whether some pins are pages."""
+        return bool(self.last_page or self.sink_pages or self.window_pages)
 
 
 class Layers(Strict):
@@ -282,6 +58,21 @@ class Layers(Strict):
 
     dense: tuple[Whole, ...] = ()
     """Layers that read everything."""
+    below: Share | None = None
+    """The share of the layers, from the first, that reads everything."""
+
+    def exempt(self, layer: int, layers: int) -> bool:
+        """Whether a layer reads everything."""
+        return layer in self.dense or (self.below is not None and layer < int(self.below * layers))
+
+
+class Heads(Strict):
+    """KV heads that are treated apart, by what their attention was in the prompt."""
+
+    full: Share | None = None
+    """The share of all (layer, KV head) that takes everything: those with the most mass beyond the pins."""
+    classes: dict[HeadClass, dict[str, Any]] = Field(default_factory=dict)
+    """Fields of the selector that differ for heads of a class."""
 
 
 def _everything(value: Any) -> Any:
@@ -289,43 +80,85 @@ def _everything(value: Any) -> Any:
 
 
 class Selector(Strict):
-    """The noun of the algebra: pins, and units taken by a rule over a score."""
+    """The noun of the algebra: pins, and units taken by a rule over a score.
+
+    `then` are further selectors that choose among what this one took, `also` selectors whose choice is added, `less`
+    selectors whose choice is taken away.
+    """
 
     rule: Rule
     score: Score | None = None
-    unit: Literal["token", "page"] = "token"
+    unit: Unit | None = None
     pin: Pin = Pin()
     layers: Layers = Layers()
+    heads: Heads = Heads()
     reduce: Literal["any", "max", "mean", "sum"] = "any"
     """How the query heads of a KV head agree on one set."""
+    softmax: bool = False
+    """Whether scores become probabilities over the units before they are reduced."""
+    scope: Literal["head", "layer", "model"] = "head"
+    """Heads that choose together: the KV heads of a layer, or of all layers."""
+    together: Literal["set", "budget", "count"] = "set"
+    """What they share: one set of units, one budget over all their units, or the mean of how many each would take."""
+    then: tuple[Selector, ...] = ()
+    also: tuple[Selector, ...] = ()
+    less: tuple[Selector, ...] = ()
 
     @property
     def page(self) -> int:
-        """Tokens per unit."""
-        return self.score.box.page if isinstance(self.score, BoxScore) else 1
+        """Tokens per page; 1 where units are not pages."""
+        return page_of(self.score)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the rule looks at scores."""
+        return not isinstance(self.rule, AllRule | NoneRule)
+
+    @property
+    def cascade(self) -> tuple[Selector, ...]:
+        """The selector and those that choose among what it took, in order."""
+        return (self, *self.then)
 
     @model_validator(mode="after")
     def _score_fits_rule(self) -> Selector:
-        if self.pin.last_page and not isinstance(self.score, BoxScore):
+        if self.pin.paged and self.page == 1:
             raise ValueError("found pin.last_page without pages, expected score: {box: {page: 16}}")
-        if isinstance(self.rule, AllRule | NoneRule):
+        if not self.scored:
             return self
-        name = next(iter(type(self.rule).model_fields))
+        name = rule_name(self.rule)
         if self.score is None:
             raise ValueError(f"found the rule {name} without a score, expected one, e.g. score: exact")
-        if isinstance(self.rule, Certify) and kind_of(self.score) not in ("exact", "upper-bound"):
+        if isinstance(self.rule, Certify):
+            self._check_certificate(kind_of(self.score))
+        if isinstance(self.rule, Sample) and not isinstance(self.score, LshScore):
+            raise ValueError(f"found sample on the score {score_text(self.score)}, expected lsh")
+        unit = unit_of(self.score)
+        if self.unit is not None and self.unit != unit:
+            raise ValueError(f"found unit {self.unit} for the score {score_text(self.score)}, expected {unit}")
+        return self
+
+    def _check_certificate(self, kind: Kind) -> None:
+        assert self.score is not None
+        if kind not in ("exact", "upper-bound"):
             raise ValueError(
-                f"found certify on the score {_first_key(self.score)}, which is only {_article(kind_of(self.score))}; "
-                "expected an exact score or an upper bound: exact, qkeys, box, or sketch with a residual norm"
+                f"found certify on the score {score_text(self.score)}, which is only {_article(kind)}; "
+                "expected an exact score or an upper bound: exact, qkeys, box, ball, or sketch with a residual norm"
             )
-        if isinstance(self.rule, Certify) and self.reduce != "any":
+        if self.reduce != "any" or self.scope != "head":
+            found = f"reduce: {self.reduce}" if self.reduce != "any" else f"scope: {self.scope}"
             raise ValueError(
-                f"found certify with reduce: {self.reduce}, expected reduce: any: a certificate holds per query head"
+                f"found certify with {found}, expected reduce: any and scope: head: a certificate holds per query head"
             )
-        if (self.unit == "page") != isinstance(self.score, BoxScore):
-            raise ValueError(
-                f"found unit {self.unit} for the score {_first_key(self.score)}, expected page for box only"
-            )
+
+    @model_validator(mode="after")
+    def _terms_are_plain(self) -> Selector:
+        for each in (*self.then, *self.also, *self.less):
+            if each.then or each.also or each.less:
+                raise ValueError(
+                    "found then, also or less inside one another, expected them at the outer selector only"
+                )
+            if each.pin != Pin() or each.layers != Layers() or each.heads != Heads():
+                raise ValueError("found pin, layers or heads inside then, also or less, expected them at the outer one")
         return self
 
 
@@ -333,46 +166,156 @@ def _article(kind: Kind) -> str:
     return f"an {kind}" if kind == "estimate" else f"a {kind} bound" if kind == "claimed" else f"a {kind}"
 
 
+# --- READ ---------------------------------------------------------------------------------------------------
+
+
+class Add(Strict):
+    """Add a constant per eliminated token to the softmax sum."""
+
+    add: Number
+
+
+class Estimate(Strict):
+    """Stand in for the next best share of the clusters by their centre and the sum of their values."""
+
+    estimate: Share
+
+
+Completion = Annotated[
+    Literal["renormalise", "add_bound", "track", "importance", "state"]
+    | Annotated[Annotated[Add, Tag("add")] | Annotated[Estimate, Tag("estimate")], Discriminator(first_key)],
+    Field(union_mode="smart"),
+]
+
+
+class Cache(Strict):
+    """Units that were read stay in HBM, up to `tokens`; `by` says which leaves first when room is needed."""
+
+    tokens: Count
+    by: Literal["lru", "score"] = "lru"
+
+
 class Read(Selector):
     """What is attended at each step, and how the softmax treats what is not."""
 
-    completion: Literal["renormalise"] = "renormalise"
+    completion: Completion = "renormalise"
+    lag: Literal["none", "layer", "step"] = "none"
+    """Scores come from the query itself, from the query predicted a layer ahead, or from the last step's query."""
+    speculate: Count = 1
+    """Queries of consecutive steps that share one read set: their union."""
+    cache: Cache | None = None
 
     @model_validator(mode="after")
     def _score_is_known_at_query_time(self) -> Read:
-        if isinstance(self.score, HistScore | ObsScore):
-            raise ValueError(
-                f"found the score {_first_key(self.score)} in read, expected it in keep, or one of age, exact, box, "
-                "qkeys, sketch, published"
-            )
+        for each in (*self.cascade, *self.also, *self.less):
+            if isinstance(each.score, HistScore | ObsScore):
+                raise ValueError(
+                    f"found the score {score_text(each.score)} in read, expected it in keep, or one of age, exact, "
+                    "box, qkeys, sketch, published"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _certificate_is_of_this_query(self) -> Read:
+        if self.certified and (self.lag != "none" or self.also or self.less):
+            raise ValueError("found certify with lag, also or less, expected it alone: the proof is of this query")
+        if isinstance(self.completion, Estimate) and unit_of(self.score) != "cluster":
+            raise ValueError("found completion estimate without clusters, expected score: {centroid: {}}")
+        if self.completion == "importance" and not isinstance(self.rule, Sample):
+            raise ValueError("found completion importance without sampling, expected rule: {sample: 2}")
+        return self
+
+    @property
+    def certified(self) -> bool:
+        """Whether some stage promises a limit on the lost mass."""
+        return any(isinstance(each.rule, Certify) for each in self.cascade)
+
+    @property
+    def eps(self) -> float | None:
+        """The promised limit: what all certifying stages may lose together; None without a promise."""
+        spent = [each.rule.certify for each in self.cascade if isinstance(each.rule, Certify)]
+        return sum(spent) if spent and len(spent) == len(self.cascade) else None
+
+
+# --- KEEP ---------------------------------------------------------------------------------------------------
+
+
+class Steps(Strict):
+    """Every so many steps."""
+
+    steps: Count
+
+
+class Overflow(Strict):
+    """When the budget is exceeded; the fraction that is dropped then."""
+
+    overflow: Share
+
+
+Clock = Annotated[
+    Literal["step", "prefill_end", "offline"]
+    | Annotated[Annotated[Steps, Tag("steps")] | Annotated[Overflow, Tag("overflow")], Discriminator(first_key)],
+    Field(union_mode="smart"),
+]
+
+
+class Recover(Strict):
+    """Per head the first of several selectors that recovers a share of the prompt's attention."""
+
+    recover: Share
+    of: Annotated[tuple[Selector, ...], Field(min_length=1)]
 
 
 class Keep(Strict):
-    """What is stored, when that is decided, in which format, in which role."""
+    """What is stored, when that is decided, in which format, in which role.
 
-    every: Literal["step", "prefill_end"] = "step"
+    A token that several clauses select is served by the first of them.
+    """
+
+    every: Clock = "step"
     select: Annotated[Selector, BeforeValidator(_everything)]
-    format: Format = Fp16Format(fp16=Empty())
+    first: Recover | None = None
+    """Replaces `select` per head; `select` holds where none of them recovers enough."""
+    format: KeptFormat = FP16
     role: Role = "hot"
+    generated: bool = True
+    """Whether tokens that are decoded after a clause that decides at the end of prefill stay."""
+    v_role: Role | None = None
+    """The role of the values, where it differs from that of the keys."""
     state: Whole = 0
     """Bytes of bookkeeping per kept token and KV head, rewritten at every step (H2O's score sums)."""
 
     @model_validator(mode="after")
     def _decided_from_the_past(self) -> Keep:
-        rule, score = self.select.rule, self.select.score
-        if not isinstance(rule, AllRule | NoneRule | TopK | TopFrac):
-            raise ValueError(f"found the rule {_first_key(rule)} in keep, expected one of all, none, topk, topfrac")
-        expected = {"step": AgeScore | HistScore, "prefill_end": ObsScore}[self.every]
-        if score is not None and not isinstance(score, expected):
-            wanted = "obs" if self.every == "prefill_end" else "age or hist"
-            raise ValueError(f"found the score {_first_key(score)} with every: {self.every}, expected {wanted}")
+        for select in (self.select, *(self.first.of if self.first else ())):
+            if not isinstance(select.rule, AllRule | NoneRule | TopK | TopFrac):
+                name = rule_name(select.rule)
+                raise ValueError(f"found the rule {name} in keep, expected one of all, none, topk, topfrac")
+            self._check_score(select)
         return self
+
+    def _check_score(self, select: Selector) -> None:
+        score = select.score
+        if score is None:
+            return
+        if not isinstance(score, PastScore):
+            raise ValueError(
+                f"found the score {score_text(score)} in keep, expected age, hist, obs, norm, trig, random"
+            )
+        if isinstance(score, AgeScore | HistScore) and self.every == "prefill_end" and self.first is None:
+            raise ValueError(f"found the score {score_text(score)} with every: prefill_end, expected obs or norm")
+        if isinstance(score, ObsScore) and self.every not in ("prefill_end", "offline"):
+            raise ValueError("found the score obs with a clock of the decode, expected every: prefill_end, age or hist")
+        if select.scope != "head" and self.every != "prefill_end":
+            raise ValueError(f"found scope: {select.scope} with a clock of the decode, expected every: prefill_end")
 
     @property
     def everything(self) -> bool:
         """Whether the clause stores every token."""
-        return isinstance(self.select.rule, AllRule)
+        return isinstance(self.select.rule, AllRule) and self.first is None
+
+
+# --- policy -------------------------------------------------------------------------------------------------
 
 
 class Policy(Strict):
@@ -382,25 +325,33 @@ class Policy(Strict):
     name: Text
     paper: Text | None = None
     summary: Text = "KV-cache policy"
+    family: Literal["baseline", "quantise", "evict", "offload", "retrieve", "share", "ghostkv"] = "baseline"
+    fidelity: Literal["exact", "parameterised", "sketch"] = "exact"
+    """How close to the published system: as its code does it, with supplied parts, or from its abstract alone."""
+    note: Text | None = None
+    """What is exact and what is supplied."""
+    claim: Text | None = None
+    """The figure that its authors state."""
+    layer_groups: Count = 1
+    """Consecutive layers that store one copy of K and V between them."""
     keep: Annotated[tuple[Keep, ...], Field(min_length=1)]
     read: Read
 
-    @model_validator(mode="after")
-    def _one_format(self) -> Policy:
-        if any(keep.format != self.format for keep in self.keep):
-            raise ValueError("found keep clauses with different formats, expected one format for all of them")
-        return self
+    @property
+    def lossless(self) -> bool:
+        """Whether what is read equals what was written (a format may change scores even at no lost mass)."""
+        return all(keep.format.fp16 for keep in self.keep)
 
     @property
-    def format(self) -> Format:
-        """How K and V are stored."""
-        return self.keep[0].format
+    def reads_all(self) -> bool:
+        """Whether everything that is stored is attended."""
+        return isinstance(self.read.rule, AllRule)
 
     @model_validator(mode="after")
     def _certificate_sees_all(self) -> Policy:
-        if not isinstance(self.read.rule, Certify):
+        if not self.read.certified:
             return self
-        if not all(keep.everything for keep in self.keep):
+        if not any(keep.everything for keep in self.keep):
             raise ValueError(
                 "found certify over an evicting keep, expected select: all: what is evicted is in no certificate"
             )
@@ -411,7 +362,9 @@ class Policy(Strict):
             )
         return self
 
-    @property
-    def lossless(self) -> bool:
-        """Whether what is read equals what was written (a format may change scores even at no lost mass)."""
-        return all(isinstance(keep.format, Fp16Format) for keep in self.keep)
+    def selectors(self) -> Iterator[Selector]:
+        """Yield every selector of the policy."""
+        for clause in self.keep:
+            yield clause.select
+            yield from clause.first.of if clause.first else ()
+        yield from (*self.read.cascade, *self.read.also, *self.read.less)

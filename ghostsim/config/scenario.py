@@ -58,7 +58,7 @@ class Run(Strict):
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:
-        if self.policy.read.score is None:
+        if not self.policy.read.scored:
             return self
         tiers = {"gpu": ("hbm",), "cpu": ("dram",)}.get(self.filter, (self.filter,))
         if self.index_tier not in tiers:

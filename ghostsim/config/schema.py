@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from ghostsim.config import fields
 from ghostsim.config.base import Confidence
+from ghostsim.config.formats import Format
 from ghostsim.config.policy import Keep
 from ghostsim.config.scenario import Run, Workload
 from ghostsim.config.settings import SHARED
@@ -21,8 +22,10 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME: Schema = {"type": "string", "minLength": 1, "description": "file or bundled name"}
 _EXTENDS: Schema = {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
 _OVERRIDE = "Override"
+_SIDES = [kind.__name__ for kind in fields.models(Format.model_fields["k"].annotation)]
 _SHORT_FORMS: Mapping[tuple[type[BaseModel], str], Schema] = {
     (Keep, "select"): {"const": "all"},
+    (Keep, "format"): {"anyOf": [{"const": "fp16"}, *({"$ref": f"#/$defs/{name}"} for name in _SIDES)]},
     (Workload, "trace"): {"type": "string"},
 }
 """What validators accept besides the type of a field."""

@@ -59,19 +59,17 @@ class GpuDevice:
         route = (*self.hbm.kernel(split.bytes_per_s).costs, arithmetic)
         return Job(split.fixed_ps, (Part(self.network.flow_class(route, self.weight), nbytes),))
 
-    def attention(
-        self, model: Model, batch: int, tokens: int, token_bytes: int, flops: int, runs: int | None = None
-    ) -> Job:
-        """Attend over `tokens` (summed over requests and KV heads) that lie in HBM.
+    def attention(self, model: Model, batch: int, tokens: int, nbytes: int, flops: int, runs: int | None = None) -> Job:
+        """Attend over `nbytes` of `tokens` (summed over requests and KV heads) that lie in HBM.
 
         With `runs` they lie scattered in so many pieces. A format other than the model's own is dequantised on
         the vector units.
         """
-        width = token_bytes / (2 * model.head_dim)
+        token_bytes = nbytes / max(1, tokens)
+        width = round(token_bytes / (2 * model.head_dim), 3)
         kv_len = rounded(tokens / (batch * model.kv_heads))
         shape = AttentionShape(model.q_heads, model.kv_heads, model.head_dim, width, batch, kv_len)
         split = self.attention_split(shape)
-        nbytes = tokens * token_bytes
         leg = self.hbm.kernel(split.bytes_per_s)
         if runs is not None:
             leg = self.hbm.scattered(split.bytes_per_s, rounded(nbytes / max(1, runs)), rounded(runs))

@@ -7,11 +7,11 @@ it, and the links that the row's bytes cross.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from ghostsim.config.model import Model
 from ghostsim.devices.cxl_expander import CxlExpanderDevice
@@ -24,7 +24,7 @@ from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import FifoServer
 from ghostsim.errors import ConfigError
-from ghostsim.plan.plan import OPS, ROLES, Op, Plan, Role
+from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.placement import Placement
 
@@ -103,7 +103,7 @@ class Binder:
         batch: int,
     ) -> None:
         self.machine, self.model, self.placement, self.batch = machine, model, placement, batch
-        self.stage = stages[0] if stages else None
+        self.stages = tuple(stages)
         self.gpu = machine.gpu
         away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
@@ -119,17 +119,18 @@ class Binder:
 
     def _check_filter(self) -> None:
         """Refuse a filter that no device of its tier has."""
-        if self.stage is None or self.placement.site == "gpu":
+        if not self.stages or self.placement.site == "gpu":
             return
+        widest = max(stage.operand_bits for stage in self.stages)
         if self.placement.site not in ("cxl", "pim"):
             raise ConfigError(f"found filter {self.placement.site}, expected one of gpu, cxl, pim")
         for site in self.sites[self.placement.index_tier]:
             device = site.devices[0]
             if isinstance(device, CxlExpanderDevice) and device.filter is None:
                 raise ConfigError(f"found filter cxl on {site.name}, expected an expander with a filter: block")
-            if isinstance(device, UpmemDevice) and self.stage.operand_bits > MOST_BITS:
+            if isinstance(device, UpmemDevice) and widest > MOST_BITS:
                 raise ConfigError(
-                    f"found filter pim for a {self.stage.operand_bits}-bit index, expected at most {MOST_BITS} bits: "
+                    f"found filter pim for a {widest}-bit index, expected at most {MOST_BITS} bits: "
                     "a DPU multiplies 8 x 8 bits"
                 )
 
@@ -146,20 +147,18 @@ class Binder:
 
     def bind(self, plan: Plan) -> tuple[Bound, ...]:
         """Return the devices of the plan's program, row by row."""
-        return tuple(
-            self._bind_row(name, OPS[int(plan.op[i])], ROLES[int(plan.role[i])], plan.tiers, int(plan.record_bytes[i]))
-            for i, name in enumerate(plan.names)
-        )
+        return tuple(self._bind_row(plan, i, name) for i, name in enumerate(plan.names))
 
-    def _bind_row(self, name: str, op: Op, role: Role, tiers: Mapping[Role, str], record_bytes: int) -> Bound:
+    def _bind_row(self, plan: Plan, i: int, name: str) -> Bound:
+        op, role, tiers = OPS[int(plan.op[i])], ROLES[int(plan.role[i])], plan.tiers
         away = tiers[role] != "hbm"
         match op:
             case "gemm":
                 return Bound(self._gemm(name), "gpu")
             case "attend" | "decode":
-                return Bound(self._attend(record_bytes, scattered=role == "cold"), "gpu")
+                return Bound(self._attend(scattered=role == "cold"), "gpu")
             case "scan":
-                return self._bind_scan(away=away)
+                return self._bind_scan(int(plan.stage[i]), away=away)
             case "filter":
                 return self._bind_filter(name) if away else Bound(lambda row: self.gpu.select(row.flops), "gpu select")
             case "read":
@@ -185,29 +184,29 @@ class Binder:
         job = cache(partial(self.gpu.gemm, self.batch, *shape, model.bytes_per_weight))
         return lambda row: job(row.nbytes)
 
-    def _attend(self, record_bytes: int, *, scattered: bool) -> Maker:
+    def _attend(self, *, scattered: bool) -> Maker:
         def make(row: Row) -> Job:
             if not row.nbytes:
                 return self.gpu.multiply(row.flops)
             runs = row.runs if scattered else None
-            return self.gpu.attention(self.model, self.batch, row.records, record_bytes, row.flops, runs)
+            return self.gpu.attention(self.model, self.batch, row.records, row.nbytes, row.flops, runs)
 
         return make
 
     # --- near memory ---
 
-    def _bind_scan(self, *, away: bool) -> Bound:
+    def _bind_scan(self, number: int, *, away: bool) -> Bound:
         if not away:
             return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
         sites = self.sites[self.placement.index_tier]
 
         def make(row: Row) -> Job:
-            return _job(row.nbytes, sites, [self._scan(site) for site in sites])
+            return _job(row.nbytes, sites, [self._scan(site, number) for site in sites])
 
         return Bound(make, f"{self.placement.index_tier} filter")
 
-    def _new_scan(self, site: _Site) -> _Template:
-        stage = cast(IndexStage, self.stage)
+    def _new_scan(self, site: _Site, number: int) -> _Template:
+        stage = self.stages[number]
         jobs = [_scan_at(device, stage, self.model.q_per_kv, site.name) for device in site.devices]
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ghostsim.config.hardware import Platform
 from ghostsim.config.model import Model
-from ghostsim.config.policy import AllRule, Keep, Policy, TopFrac, TopK
+from ghostsim.config.policy import Keep, Policy
+from ghostsim.config.rules import AllRule, TopFrac, TopK
 from ghostsim.config.scenario import Run
 from ghostsim.policy.costs import format_bytes, index_stages
 
@@ -42,8 +43,8 @@ def _kept(keep: Keep, tokens: int) -> int:
     match rule:
         case AllRule():
             return tokens
-        case TopK(topk=k):
-            return min(tokens, k + pinned)
+        case TopK() as budget:
+            return min(tokens, budget.tokens + pinned)
         case TopFrac(topfrac=share):
             return min(tokens, int(share * tokens) + pinned)
         case _:
@@ -60,7 +61,7 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
 
     KV outside HBM keeps a copy of the pinned tokens in HBM, and the buffers of two layers.
     """
-    heads = batch * model.layers * model.kv_heads
+    heads = batch * -(-model.layers // run.policy.layer_groups) * model.kv_heads
     token_bytes = format_bytes(run.policy.keep[0].format, model.head_dim)
     stored = stored_tokens(run.policy, tokens)
     tiers = {"hbm": model.weight_bytes}
@@ -74,8 +75,8 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
         add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)
         if run.fetch == "dma":
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
-    for stage in index_stages(run.policy, model.head_dim):
-        add(run.index_tier, heads * -(-stored // stage.unit_tokens) * stage.record_bytes)
+    for stage in index_stages(run.policy, model.head_dim, model.kv_heads):
+        add(run.index_tier, heads * stage.nbytes(-(-stored // stage.unit_tokens)))
     return Footprint(batch, tokens, tiers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,37 @@ Bits = NDArray[np.uint8]
 class IndexStage:
     """One stage of the READ cascade: what is scanned per unit, and the arithmetic of one record.
 
-    `record_bytes` are moved per scanned record and KV head; `macs` are spent per record and query head, on
+    `record_bytes` are moved per scanned record and KV head (a fraction where an index is shared between heads or holds
+    a share of the channels; the bytes of a step are rounded down); `macs` are spent per record and query head, on
     operands of `operand_bits`.
     """
 
     name: str
-    record_bytes: int
+    record_bytes: float
     unit_tokens: int
     macs: int
     operand_bits: int
+
+    def nbytes(self, records: int) -> int:
+        """Return the bytes of some records."""
+        return int(self.record_bytes * records)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """KV that moves in one way: the tokens of one KEEP clause, pinned or selected, in one form.
+
+    `op` is ``attend`` (as it is), ``decode`` (dequantised while it is attended) or ``read`` (fetched from its tier).
+    """
+
+    op: Literal["attend", "decode", "read"]
+    role: Literal["hot", "warm", "cold"]
+    clause: int
+    """The KEEP clause whose tokens these are; keys and values may be streams of their own."""
+    selected: bool
+    """Whether it waits for the READ selector."""
+    record_bytes: int
+    """Bytes of one token and KV head, nominal: a residual in fp16 makes the mean larger."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Selection:
     """The reads and the quality of one policy on one workload.
 
     U distinct heads (request, kept layer, recorded KV head), S steps, g query heads per KV head, C index
-    stages. `unit_of[request, layer, kv_head]` says which of the U evaluations serves a head of the target
+    stages, K streams. `unit_of[request, layer, kv_head]` says which of the U evaluations serves a head of the target
     model. A head's attended tokens are its hot ones (the PIN set, own token included; without pins the own
     token) and its cold ones, of which `read_tokens` are read.
     """
@@ -40,6 +63,7 @@ class Selection:
     policy: str
     workload_hash: str
     stages: tuple[IndexStage, ...]
+    streams: tuple[Stream, ...]
     unit_of: NDArray[np.int32]
     """[requests, layers, kv_heads] row of the arrays below."""
     attended: Ints
@@ -56,6 +80,14 @@ class Selection:
     """[U, S] maximal runs of consecutive positions among the cold tokens that are read."""
     scanned: Ints
     """[C, U, S] records that reach each index stage."""
+    scan_bytes: Ints
+    """[C, U, S] their bytes."""
+    stream_tokens: Ints
+    """[K, U, S] tokens of each stream."""
+    stream_bytes: Ints
+    """[K, U, S] their bytes."""
+    state_bytes: Ints
+    """[U, S] bookkeeping that is rewritten."""
     lost_mass: Floats
     """[U, S, g] attention mass outside the read set."""
     certified_mass: Floats | None

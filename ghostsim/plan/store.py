@@ -13,24 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim import cache
-from ghostsim.plan.selection import IndexStage, Selection
+from ghostsim.plan.selection import IndexStage, Selection, Stream
 
 KIND = "selections"
 MAX_BYTES = 8 << 30
 _HEADER = "selection.json"
-_PLAIN = ("policy", "workload_hash", "stages")
+_PLAIN = ("policy", "workload_hash", "stages", "streams")
+_BY_ROW = ("scanned", "scan_bytes", "stream_tokens", "stream_bytes")
+"""Arrays whose first axis is not U."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Lengths of the axes: U rows, S steps, g query heads, C stages, and the positions of a set."""
+    """Lengths of the axes: U rows, S steps, g query heads, C stages, K streams, and the positions of a set."""
 
     units: int
     steps: int
     q_per_kv: int
     stages: int
+    streams: int
     tokens: int
 
 
@@ -41,10 +44,11 @@ def _axes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     whole, mass = np.dtype(np.int64), np.dtype(np.float64)
     per_step = ("attended", "hot_tokens", "cold_tokens", "stored_tokens", "read_tokens", "read_runs")
     return {
-        **dict.fromkeys((*per_step, "needless_reads", "oracle_reads"), (step, whole)),
+        **dict.fromkeys((*per_step, "state_bytes", "needless_reads", "oracle_reads"), (step, whole)),
         **dict.fromkeys(("violations", "bound_checks", "top_cold", "top_eliminated"), (query, whole)),
         **dict.fromkeys(("lost_mass", "certified_mass", "violated_mass", "output_error"), (query, mass)),
-        "scanned": ((sizes.stages, *step), whole),
+        **dict.fromkeys(("scanned", "scan_bytes"), ((sizes.stages, *step), whole)),
+        **dict.fromkeys(("stream_tokens", "stream_bytes"), ((sizes.streams, *step), whole)),
         "sets": ((*step, (sizes.tokens + 7) // 8), np.dtype(np.uint8)),
     }
 
@@ -63,13 +67,22 @@ class Writer:
         self._folder = folder
 
     def put(self, unit: int, rows: Mapping[str, Array | None]) -> None:
-        """Store the rows of one unit: fields of a Selection without their axis U; zero where a row has none."""
+        """Store the rows of one unit: fields of a Selection without their axis U; zero where a row has none.
+
+        A variant of a policy that takes everything in some layers has fewer index stages there.
+        """
         for name, array in self._arrays.items():
             row = rows[name]
             if row is not None:
-                array[(slice(None), unit) if name == "scanned" else unit] = row
+                array[(slice(len(row)), unit) if name in _BY_ROW else unit] = row
 
-    def close(self, workload_hash: str, stages: tuple[IndexStage, ...], unit_of: npt.NDArray[np.int32]) -> None:
+    def close(
+        self,
+        workload_hash: str,
+        stages: tuple[IndexStage, ...],
+        streams: tuple[Stream, ...],
+        unit_of: npt.NDArray[np.int32],
+    ) -> None:
         """Write what has no axis U, and the header that makes the folder complete."""
         for name, array in self._arrays.items():
             if isinstance(array, np.memmap):
@@ -77,8 +90,7 @@ class Writer:
             else:
                 np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
         np.save(self._folder / "unit_of.npy", unit_of, allow_pickle=False)
-        header = {"workload_hash": workload_hash, "stages": [asdict(stage) for stage in stages]}
-        (self._folder / _HEADER).write_text(json.dumps(header, sort_keys=True))
+        _write_header(self._folder, workload_hash, stages, streams)
 
 
 def save(selection: Selection, folder: Path) -> None:
@@ -87,8 +99,14 @@ def save(selection: Selection, folder: Path) -> None:
         array = getattr(selection, name)
         if array is not None:
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    header = {"workload_hash": selection.workload_hash, "stages": [asdict(stage) for stage in selection.stages]}
-    (folder / _HEADER).write_text(json.dumps(header, sort_keys=True))
+    _write_header(folder, selection.workload_hash, selection.stages, selection.streams)
+
+
+def _write_header(
+    folder: Path, workload_hash: str, stages: tuple[IndexStage, ...], streams: tuple[Stream, ...]
+) -> None:
+    lists = {"stages": [asdict(stage) for stage in stages], "streams": [asdict(stream) for stream in streams]}
+    (folder / _HEADER).write_text(json.dumps({"workload_hash": workload_hash, **lists}, sort_keys=True))
 
 
 def load(folder: Path, policy: str) -> Selection:
@@ -105,6 +123,7 @@ def load(folder: Path, policy: str) -> Selection:
         policy=policy,
         workload_hash=header["workload_hash"],
         stages=tuple(IndexStage(**stage) for stage in header["stages"]),
+        streams=tuple(Stream(**stream) for stream in header["streams"]),
         **arrays,  # type: ignore[arg-type]
     )
     _check(selection)
@@ -113,7 +132,7 @@ def load(folder: Path, policy: str) -> Selection:
 
 def _check(selection: Selection) -> None:
     units, steps, g = selection.lost_mass.shape
-    sizes = Sizes(units, steps, g, len(selection.stages), selection.sets.shape[-1] * 8)
+    sizes = Sizes(units, steps, g, len(selection.stages), len(selection.streams), selection.sets.shape[-1] * 8)
     for name, (shape, dtype) in _axes(sizes).items():
         array = getattr(selection, name)
         if array is not None and (array.shape != shape or array.dtype != dtype):

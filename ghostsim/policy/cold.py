@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.config.policy import Certify, Pin, Policy
-from ghostsim.plan.selection import Ints
+from ghostsim.config.policy import Pin, Policy
+from ghostsim.config.rules import Certify
 from ghostsim.policy.exact import Array, Block, wide_sum
 from ghostsim.policy.rules import CLIP, Ledger, Mask, ledger, spend
+from ghostsim.policy.units import Units
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Pins:
         """Return the range [c0, c1) of attended positions outside the pins; the own token is always hot."""
         newest = context - 1 if self.at_prefill else own
         c1 = min(own, newest + 1 - self.pin.window)
-        if self.pin.last_page:
-            c1 = min(c1, own // self.page * self.page)
-        c0 = min(max(begin, self.pin.sinks), own)
+        pages = max(self.pin.window_pages, int(self.pin.last_page))
+        if pages:
+            c1 = min(c1, (own // self.page - pages + 1) * self.page)
+        c0 = min(max(begin, self.pin.sinks, self.pin.sink_pages * self.page), own)
         return c0, max(c0, c1)
 
 
@@ -35,10 +37,10 @@ def pins_of(policy: Policy) -> Pins:
     """Return the PIN set that divides hot from cold."""
     if policy.read.pin != Pin():
         return Pins(policy.read.pin, policy.read.page, at_prefill=False)
-    for keep in policy.keep:
-        if not keep.everything and not all(other.everything for other in policy.keep):
-            return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
-    return Pins(Pin(), 1, at_prefill=False)
+    if any(keep.everything for keep in policy.keep):
+        return Pins(Pin(), 1, at_prefill=False)
+    keep = policy.keep[0]
+    return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
 
 
 def fitting_rows(pins: Pins, context: int) -> slice:
@@ -49,27 +51,22 @@ def fitting_rows(pins: Pins, context: int) -> slice:
 
 @dataclass(frozen=True, eq=False)
 class Cold:
-    """The cold units of one step: positions c0 .. c1, in units of `sizes` tokens each (None: one)."""
+    """The cold positions c0 .. c1 of one step."""
 
     block: Block
     step: int
     c0: int
     c1: int
-    sizes: Ints | None
+
+    @property
+    def size(self) -> int:
+        """Cold tokens."""
+        return self.c1 - self.c0
 
     @property
     def weights(self) -> Array:
         """[g, tokens] exp(score - peak)."""
         return self.block.weights[self.step, :, self.c0 : self.c1]
-
-    @property
-    def unit_weights(self) -> Array:
-        """[g, units] the same, summed over each unit."""
-        if self.sizes is None:
-            return self.weights
-        if not len(self.sizes):
-            return self.weights
-        return np.asarray(np.add.reduceat(self.weights, np.cumsum(self.sizes) - self.sizes, axis=1))
 
     @property
     def total(self) -> npt.NDArray[np.float64]:
@@ -81,18 +78,6 @@ class Cold:
         row = self.block.weights[self.step]
         hot = wide_sum(row[:, : self.c0]) + wide_sum(row[:, self.c1 :])
         return np.maximum(hot, np.finfo(np.float32).tiny)
-
-    def tokens(self, units: Mask) -> Mask:
-        """Spread a mask of units over their tokens."""
-        return units if self.sizes is None else np.repeat(units, self.sizes)
-
-
-def page_sizes(c0: int, c1: int, page: int) -> Ints:
-    """Return how many of the positions c0 .. c1 lie in each of their pages."""
-    if c1 <= c0:
-        return np.zeros(0, dtype=np.int64)
-    edges = np.clip(np.arange(c0 // page, (c1 - 1) // page + 2) * page, c0, c1)
-    return np.asarray(edges[1:] - edges[:-1])
 
 
 def _slack(dtype: npt.DTypeLike) -> float:
@@ -107,35 +92,50 @@ def exponentials(bounds: Array, cold: Cold) -> tuple[Array, Array]:
     return shifted, np.exp(shifted)
 
 
-def certified_read(rule: Certify, shifted: Array, bound_weights: Array, cold: Cold) -> Mask:
-    """Return the units [n] that the query heads of a group read, each by its own certificate."""
+def certified_read(
+    rule: Certify,
+    shifted: Array,
+    bound_weights: Array,
+    cold: Cold,
+    units: Units,
+    alive: Mask | None,
+    gone: npt.NDArray[np.float64],
+) -> Mask:
+    """Return the units [n] that the query heads of a group read, each by its own certificate.
+
+    `alive` [tokens] is what earlier stages have left, `gone` [g] the exact softmax sum of what they have left out.
+    """
     tau = rule.certify / (1 - rule.certify)
-    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
+    mass = bound_weights if units.sizes is None else bound_weights * units.sizes
     allowance = tau / (1 + _slack(mass.dtype))
-    largest = 1 if cold.sizes is None else int(cold.sizes.max(initial=1))
+    largest = 1 if units.sizes is None else int(units.sizes.max(initial=1))
     if rule.form == "staged":
         # U <= tau Z_S with Z_S = Z - (exact sum of the rest): both sums run over what is left unread.
-        costs = cold.unit_weights * mass.dtype.type(tau)
+        weights = cold.weights if alive is None else cold.weights * alive
+        costs = units.sums(weights) * mass.dtype.type(tau)
         costs += mass
-        read = _spend(shifted, costs, allowance * cold.total, largest * (1 + tau))
+        read = _spend(shifted, costs, allowance * (cold.total - gone), largest * (1 + tau))
     elif rule.form == "one_pass":
         read = _spend(shifted, mass, allowance * cold.hot_total(), largest)
     else:
-        theta = np.log(cold.hot_total()) + np.log(allowance / max(1, cold.c1 - cold.c0))
+        theta = np.log(cold.hot_total()) + np.log(allowance / max(1, cold.size))
         read = shifted >= theta[:, None]
     return np.asarray(read.any(axis=0))
 
 
 def _spend(bounds: Array, costs: Array, limits: npt.NDArray[np.float64], spread: float) -> Mask:
+    limits = np.maximum(limits, np.finfo(np.float32).tiny)
     return spend(ledger(bounds, costs, limits, spread), 0, bounds.shape[1])
 
 
-def certificate(
-    unread: Mask, bound_weights: Array, lost: npt.NDArray[np.float64], cold: Cold
-) -> npt.NDArray[np.float64]:
-    """Return U / (Z_S + U) per query head [g] for the units left unread, rounded up."""
-    mass = bound_weights if cold.sizes is None else bound_weights * cold.sizes
-    upper = masked_sum(mass, unread) * (1 + _slack(mass.dtype))
+def bound_on(unread: Mask, bound_weights: Array, units: Units) -> npt.NDArray[np.float64]:
+    """Return U [g], the sum of exp(bound - peak) over the units left unread, rounded up."""
+    mass = bound_weights if units.sizes is None else bound_weights * units.sizes
+    return masked_sum(mass, unread) * (1 + _slack(mass.dtype))
+
+
+def certificate(upper: npt.NDArray[np.float64], lost: npt.NDArray[np.float64], cold: Cold) -> npt.NDArray[np.float64]:
+    """Return U / (Z_S + U) per query head [g], rounded up."""
     share = upper / (cold.total - lost + upper)
     return np.minimum(1.0, np.where(upper > 0, np.nextafter(share, np.inf), 0.0))
 
@@ -152,7 +152,7 @@ class Oracle:
 
     def __init__(self, block: Block, step: int) -> None:
         begin, own = int(block.begins[step]), int(block.positions[step])
-        self._all = Cold(block, step, begin, own + 1, None)
+        self._all = Cold(block, step, begin, own + 1)
         self._books: dict[float, Ledger] = {}
         self._reads: dict[tuple[float, int, int], Mask] = {}
 

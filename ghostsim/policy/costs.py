@@ -2,66 +2,204 @@
 
 from __future__ import annotations
 
-from ghostsim.config.policy import (
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ghostsim.config.formats import Channels, Format, Fp16Format, Int, IntFormat, LowRank, Side, Sparse
+from ghostsim.config.policy import Estimate, Keep, Policy, Role, Selector
+from ghostsim.config.scores import (
+    BallScore,
     BoxScore,
+    CentroidScore,
+    ChanScore,
     Exact,
     ExactScore,
-    Format,
-    Fp16Format,
-    Int,
-    Policy,
-    Published,
+    GraphScore,
+    LightningScore,
+    LshScore,
+    MeanScore,
     PublishedScore,
     QKeysScore,
-    Sketch,
+    Score,
     SketchScore,
+    SubspacesScore,
 )
 from ghostsim.errors import ConfigError
-from ghostsim.plan.selection import IndexStage
+from ghostsim.plan.selection import IndexStage, Stream
 
 FP16_BYTES = 2
-_RESIDUAL_BYTES = 2
+_NORM_BYTES = 2
+
+
+# --- formats --------------------------------------------------------------------------------------------------
 
 
 def format_bytes(fmt: Format, head_dim: int) -> int:
-    """Return the bytes of K and V of one token and KV head.
+    """Return the bytes of K and V of one token and KV head, without a residual in fp16."""
+    return side_bytes(fmt.k, head_dim) + side_bytes(fmt.v, head_dim)
 
-    Integers carry an fp16 scale and an fp16 minimum per group of channels, for K and for V.
+
+def side_bytes(side: Side, d: int) -> int:
+    """Return the bytes of the key, or of the value, of one token and KV head of `d` channels."""
+    match side:
+        case Fp16Format():
+            return d * FP16_BYTES
+        case IntFormat(int=fmt):
+            return _int_bytes(fmt, d)
+        case _:
+            return -(-int(_other_bits(side, d)) // 8)
+
+
+def _int_bytes(fmt: Int, d: int) -> int:
+    """Integers carry an fp16 scale and an fp16 minimum per group."""
+    if d % fmt.group:
+        raise ConfigError(f"format.int.group: found {fmt.group}, expected a divisor of head_dim {d}, e.g. 32")
+    return d * fmt.bits // 8 + d // fmt.group * 2 * FP16_BYTES
+
+
+def _other_bits(side: Side, d: int) -> float:
+    match side.model_dump():
+        case {"vq": {"bits": bits}}:
+            return float(bits * d)
+        case {"lowrank": rank}:
+            form = LowRank.model_validate(rank)
+            return 8 * FP16_BYTES * form.rank + form.bits * d
+        case {"channels": kept}:
+            return 8 * FP16_BYTES * int(Channels.model_validate(kept).share * d)
+        case {"nm": sparse}:
+            form_nm = Sparse.model_validate(sparse)
+            kept_channels = d * form_nm.n // form_nm.m
+            return kept_channels * (8 * FP16_BYTES + (form_nm.m - 1).bit_length())
+    raise AssertionError(side)
+
+
+def residual_tokens(side: Side, stored: int) -> int:
+    """Return how many of `stored` tokens an integer format still holds in fp16."""
+    if not isinstance(side, IntFormat) or not side.int.residual or not stored:
+        return 0
+    if side.int.axis == "token":
+        return min(side.int.residual, stored)
+    return (stored - 1) % side.int.residual + 1
+
+
+# --- streams --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """K, V or both of one KEEP clause, moving together: a stream of pinned tokens and one of selected ones."""
+
+    clause: int
+    sides: tuple[Side, ...]
+    role: Role
+
+    def nbytes(self, tokens: int, stored: int, d: int) -> int:
+        """Return the bytes of `tokens`; of a format with a residual the newest of all `stored` are in fp16."""
+        total = 0
+        for side in self.sides:
+            quantised = side_bytes(side, d)
+            newest = min(residual_tokens(side, stored), tokens)
+            total += tokens * quantised + newest * (d * FP16_BYTES - quantised)
+        return total
+
+
+def parts_of(policy: Policy) -> tuple[Part, ...]:
+    """Return what moves separately: keys and values together where they have one role and one kind of form."""
+    parts: list[Part] = []
+    for i, keep in enumerate(policy.keep):
+        k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
+        if roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format):
+            parts.append(Part(i, (k, v), roles[0]))
+        else:
+            parts += [Part(i, (k,), roles[0]), Part(i, (v,), roles[1])]
+    return tuple(parts)
+
+
+def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
+    """Return the streams of a policy: for each part its pinned tokens, then its selected ones."""
+    streams: list[Stream] = []
+    for part in parts_of(policy):
+        plain = all(isinstance(side, Fp16Format) for side in part.sides)
+        size = sum(side_bytes(side, d) for side in part.sides)
+        op: Literal["attend", "decode"] = "attend" if plain else "decode"
+        near = Stream(op, "hot" if plain else "warm", part.clause, selected=False, record_bytes=size)
+        far = Stream("read", "cold", part.clause, selected=True, record_bytes=size)
+        here = replace(near, selected=True)
+        streams += [near, far if part.role == "cold" else here]
+    return tuple(streams)
+
+
+# --- indexes --------------------------------------------------------------------------------------------------
+
+
+def index_stages(policy: Policy, head_dim: int, kv_heads: int = 1) -> tuple[IndexStage, ...]:
+    """Return the index stages of a policy's READ; an uncharged exact score (an oracle) has none.
+
+    An index that the heads of a layer share costs each of `kv_heads` its part.
     """
-    if isinstance(fmt, Fp16Format):
-        return 2 * head_dim * FP16_BYTES
-    return 2 * _int_bytes(fmt.int, head_dim)
+    found = [index_stage(each, head_dim, kv_heads) for each in staged_selectors(policy)]
+    stages = [stage for stage in found if stage is not None]
+    if isinstance(policy.read.completion, Estimate):
+        stages.append(IndexStage("sum_v", head_dim * FP16_BYTES, 1, head_dim, 16))
+    return tuple(stages)
 
 
-def _int_bytes(fmt: Int, head_dim: int) -> int:
-    if head_dim % fmt.group:
-        raise ConfigError(f"format.int.group: found {fmt.group}, expected a divisor of head_dim {head_dim}, e.g. 32")
-    return head_dim * fmt.bits // 8 + head_dim // fmt.group * 2 * FP16_BYTES
+def staged_selectors(policy: Policy) -> Sequence[Selector]:
+    """Return the selectors of READ that look at an index, in the order of their stages."""
+    read = policy.read
+    return [each for each in (*read.cascade, *read.also, *read.less) if each.scored]
 
 
-def index_stages(policy: Policy, head_dim: int) -> tuple[IndexStage, ...]:
-    """Return the index stages of a policy's READ; an uncharged exact score (an oracle) has none."""
-    match policy.read.score:
-        case BoxScore(box=box):
-            return (IndexStage("box", 2 * head_dim * FP16_BYTES, box.page, 2 * head_dim, 16),)
+def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | None:
+    """Return the stage of one selector; None if it looks at no index."""
+    score = selector.score
+    match score:
+        case BoxScore():
+            return IndexStage("box", 2 * d * FP16_BYTES, selector.page, 2 * d, 16)
+        case MeanScore():
+            return IndexStage("mean", d * FP16_BYTES, selector.page, d, 16)
+        case BallScore():
+            return IndexStage("ball", d * FP16_BYTES + _NORM_BYTES, selector.page, d, 16)
+        case SubspacesScore(subspaces=subspaces):
+            size = d * FP16_BYTES + subspaces.parts * _NORM_BYTES
+            return IndexStage("subspaces", size, selector.page, d + subspaces.parts, 16)
+        case CentroidScore(centroid=centroid):
+            size = d * FP16_BYTES + _NORM_BYTES * centroid.radius
+            return IndexStage("centroid", size, centroid.tokens, d, 16)
+        case None:
+            return None
+    return _token_stage(score, d, kv_heads)
+
+
+def _token_stage(score: Score, d: int, kv_heads: int) -> IndexStage | None:
+    match score:
         case QKeysScore(qkeys=qkeys):
-            record = _code_bytes(head_dim, qkeys.bits) + _RESIDUAL_BYTES
-            return (IndexStage("qkeys", record, 1, head_dim, qkeys.bits),)
+            return IndexStage("qkeys", _code_bytes(d, qkeys.bits) + _NORM_BYTES, 1, d, qkeys.bits)
         case SketchScore(sketch=sketch):
-            _check_dims(sketch, head_dim)
-            norm = _RESIDUAL_BYTES if sketch.residual == "single" else 0
-            return (IndexStage("sketch", _code_bytes(sketch.dims, sketch.bits) + norm, 1, sketch.dims, sketch.bits),)
+            if sketch.dims > d:
+                raise ConfigError(f"sketch.dims: found {sketch.dims}, expected at most head_dim {d}, e.g. 32")
+            norm = _NORM_BYTES if sketch.residual == "single" else 0
+            return IndexStage("sketch", _code_bytes(sketch.dims, sketch.bits) + norm, 1, sketch.dims, sketch.bits)
+        case ChanScore(chan=chan):
+            return IndexStage("chan", chan.share * d * chan.bits / 8, 1, max(1, int(chan.share * d)), chan.bits)
+        case LshScore(lsh=lsh):
+            return IndexStage("lsh", lsh.tables * FP16_BYTES, 1, max(1, lsh.tables * lsh.bits // 8), 16)
+        case GraphScore(graph=graph):
+            return IndexStage("graph", graph.visited * graph.record, 1, d, 16)
+        case LightningScore(lightning=index):
+            return IndexStage("lightning", index.record / kv_heads, 1, index.heads * index.dims // kv_heads, 8)
         case PublishedScore(published=published):
-            return (IndexStage("published", published.record, 1, published.dims, 16),)
+            return IndexStage("published", published.record, 1, published.dims, 16)
         case ExactScore(exact=Exact(charged=True)):
-            return (IndexStage("exact", head_dim * FP16_BYTES, 1, head_dim, 16),)
-    return ()
+            return IndexStage("exact", d * FP16_BYTES, 1, d, 16)
+    return None
 
 
 def _code_bytes(dims: int, bits: int) -> int:
     return (dims * bits + 7) // 8
 
 
-def _check_dims(sketch: Sketch | Published, head_dim: int) -> None:
-    if sketch.dims > head_dim:
-        raise ConfigError(f"sketch.dims: found {sketch.dims}, expected at most head_dim {head_dim}, e.g. 32")
+def state_bytes(keeps: Sequence[Keep], stored: int) -> int:
+    """Return the bookkeeping of `stored` tokens that is rewritten at a step."""
+    return sum(keep.state for keep in keeps) * stored

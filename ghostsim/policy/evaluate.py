@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
+import pkgutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,22 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from ghostsim import cache, seeding
-from ghostsim.config import policy as policy_models
-from ghostsim.config.policy import AllRule, Certify, Keep, Policy
+from ghostsim import policy as policy_package
+from ghostsim.config import formats, policy, rules, scores
+from ghostsim.config.policy import Policy
 from ghostsim.errors import InvariantError
 from ghostsim.plan import selection as selection_module
 from ghostsim.plan import store
 from ghostsim.plan.selection import Selection
-from ghostsim.policy import attended, cold, costs, exact, formats, indexes, keep, rows, rules
-from ghostsim.policy import head as head_module
-from ghostsim.policy.costs import index_stages
-from ghostsim.policy.head import evaluate_heads
-from ghostsim.policy.rows import HeadRows, claims
+from ghostsim.policy import variants
+from ghostsim.policy.costs import index_stages, streams_of
+from ghostsim.policy.head import evaluate_group
+from ghostsim.policy.rows import HeadRows, absent
 from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import open_trace
 
@@ -40,8 +43,8 @@ _WORKER = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }
-_POLICY_CODE = (attended, cold, costs, exact, formats, head_module, indexes, keep, rows, rules)
-_CODE = (selection_module, policy_models, seeding, store, *_POLICY_CODE)
+_APART = ("placement", "output")
+"""Modules of this package that a Selection does not depend on."""
 
 
 def select(
@@ -79,25 +82,19 @@ def _renamed(selection: Selection, name: str) -> Selection:
 def content_key(policy: Policy, workload: Workload) -> str:
     """Return the hash of everything a Selection depends on: clauses, workload, and the code that makes it."""
     clauses = policy.model_dump(mode="json", by_alias=True, exclude={"name", "summary", "paper"})
-    parts = {"policy": clauses, "workload": workload.content_hash, "code": cache.code_hash(*_CODE)}
+    parts = {"policy": clauses, "workload": workload.content_hash, "code": cache.code_hash(*_code())}
     return cache.digest(json.dumps(parts, sort_keys=True))
 
 
-# --- layers that are treated apart --------------------------------------------------------------------------
+@functools.cache
+def _code() -> tuple[ModuleType, ...]:
+    """Return the modules that make a Selection."""
+    names = sorted(info.name for info in pkgutil.iter_modules(policy_package.__path__) if info.name not in _APART)
+    inside = [importlib.import_module(f"{policy_package.__name__}.{name}") for name in names]
+    return (selection_module, seeding, store, formats, policy, rules, scores, *inside)
 
 
-def specialised(policy: Policy, layer: int) -> Policy:
-    """Return the policy as it is in one layer of the target model: a dense layer takes everything."""
-    keeps = tuple(_dense_keep(clause) if layer in clause.select.layers.dense else clause for clause in policy.keep)
-    read = policy.read.model_copy(update={"rule": _ALL}) if layer in policy.read.layers.dense else policy.read
-    return policy.model_copy(update={"keep": keeps, "read": read})
-
-
-_ALL = AllRule.model_validate({"all": {}})
-
-
-def _dense_keep(clause: Keep) -> Keep:
-    return clause.model_copy(update={"select": clause.select.model_copy(update={"rule": _ALL})})
+# --- what differs between layers and heads ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +110,27 @@ class Layout:
 
 def layout(policy: Policy, workload: Workload) -> Layout:
     """Lay out the rows: one per distinct (head, variant of the policy)."""
-    variants: list[Policy] = []
-    of_layer = []
-    for layer in range(workload.shape.layers):
-        variant = specialised(policy, layer)
-        if variant not in variants:
-            variants.append(variant)
-        of_layer.append(variants.index(variant))
-    code = workload.unit_of.astype(np.int64) * len(variants) + np.array(of_layer)[None, :, None]
+    found: list[Policy] = []
+    number = np.empty(workload.unit_of.shape, dtype=np.int64)
+    layers = [variants.specialised(policy, layer, workload.shape.layers) for layer in range(workload.shape.layers)]
+    full, classes = variants.head_profiles(policy, workload) if variants.by_head(policy) else (None, None)
+    for place in np.ndindex(number.shape) if full is not None else ():
+        assert full is not None
+        assert classes is not None
+        name = variants.class_name(int(classes[place]))
+        number[place] = _numbered(found, variants.for_head(layers[place[1]], full=bool(full[place]), head_class=name))
+    if full is None:
+        number[...] = np.array([_numbered(found, each) for each in layers])[None, :, None]
+    code = workload.unit_of.astype(np.int64) * len(found) + number
     distinct, row_of = np.unique(code, return_inverse=True)
-    rows = tuple((c // len(variants), c % len(variants)) for c in distinct.tolist())
-    return Layout(tuple(variants), rows, row_of.reshape(code.shape).astype(np.int32))
+    rows = tuple((c // len(found), c % len(found)) for c in distinct.tolist())
+    return Layout(tuple(found), rows, row_of.reshape(code.shape).astype(np.int32))
+
+
+def _numbered(found: list[Policy], variant: Policy) -> int:
+    if variant not in found:
+        found.append(variant)
+    return found.index(variant)
 
 
 # --- computing ----------------------------------------------------------------------------------------------
@@ -170,12 +177,20 @@ def _workload(recipe: Recipe) -> Workload:
     return workload
 
 
-Task = tuple[Recipe, int, tuple[Policy, ...]]
+@dataclass(frozen=True)
+class Task:
+    """Units of one request that are evaluated together, and the policies to evaluate on them."""
+
+    recipe: Recipe
+    units: tuple[int, ...]
+    policies: tuple[Policy, ...]
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    """Per policy its key and the row of each unit; -1 where the row is not wanted."""
 
 
-def _evaluate_unit(task: Task) -> list[HeadRows]:
-    recipe, unit, policies = task
-    return evaluate_heads(policies, _workload(recipe).head(unit))
+def _evaluate_task(task: Task) -> list[list[HeadRows]]:
+    workload = _workload(task.recipe)
+    return evaluate_group(task.policies, [workload.head(unit) for unit in task.units])
 
 
 @contextmanager
@@ -193,12 +208,12 @@ def _worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _evaluated(tasks: Sequence[Task], jobs: int) -> Iterator[list[HeadRows]]:
+def _evaluated(tasks: Sequence[Task], jobs: int) -> Iterator[list[list[HeadRows]]]:
     """Yield the results of tasks in order."""
     workers = min(jobs or min(os.cpu_count() or 1, _MAX_JOBS), len(tasks))
     with _worker_environment(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(_evaluate_unit, tasks)
+            yield from pool.map(_evaluate_task, tasks)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -208,19 +223,16 @@ def _compute(
     policies: Mapping[str, Policy], workload: Workload, jobs: int, progress: Progress | None
 ) -> dict[str, Selection]:
     layouts = {key: layout(policy, workload) for key, policy in policies.items()}
-    wanted = [_wanted(layouts, unit) for unit in range(len(workload.heads))]
-    recipe = _recipe(workload)
-    tasks = [
-        (recipe, unit, tuple(layouts[key].variants[v] for key, _, v in jobs_)) for unit, jobs_ in enumerate(wanted)
-    ]
+    tasks = _tasks(policies, workload, layouts)
     with tempfile.TemporaryDirectory(prefix="ghostsim-selection-") as scratch:
-        writers = {}
-        for done, rows in enumerate(_evaluated(tasks, jobs)):
-            for (key, row, _), result in zip(wanted[done], rows, strict=True):
-                if key not in writers:
-                    folder = Path(scratch) / key
-                    writers[key] = _writer(folder, policies[key], workload, layouts[key], result)
-                writers[key].put(row, _row(result))
+        writers: dict[str, store.Writer] = {}
+        for done, found in enumerate(_evaluated(tasks, jobs)):
+            for (key, rows), results in zip(tasks[done].rows, found, strict=True):
+                for row, result in zip(rows, results, strict=True):
+                    if key not in writers:
+                        writers[key] = _writer(Path(scratch) / key, policies[key], workload, layouts[key], result)
+                    if row >= 0:
+                        writers[key].put(row, _row(result))
             if progress is not None:
                 progress(done + 1, len(tasks))
         return {
@@ -229,14 +241,43 @@ def _compute(
         }
 
 
-def _wanted(layouts: Mapping[str, Layout], unit: int) -> list[tuple[str, int, int]]:
-    """Return (policy key, row, variant) of everything to be evaluated on a unit."""
-    return [
-        (key, row, variant)
-        for key, plan in layouts.items()
-        for row, (of, variant) in enumerate(plan.rows)
-        if of == unit
-    ]
+def _tasks(policies: Mapping[str, Policy], workload: Workload, layouts: Mapping[str, Layout]) -> list[Task]:
+    """Return what is to be evaluated: heads alone, and together where a policy's selectors reach further."""
+    recipe, tasks = _recipe(workload), list[Task]()
+    for scope in ("head", "layer", "model"):
+        keys = [key for key, policy in policies.items() if _scope(policy) == scope]
+        for units in _groups(workload, scope) if keys else ():
+            wanted = [each for key in keys for each in _wanted(key, layouts[key], units)]
+            if wanted:
+                chosen = tuple(variant for _, variant in wanted)
+                tasks.append(Task(recipe, units, chosen, tuple(rows for rows, _ in wanted)))
+    return tasks
+
+
+def _scope(policy: Policy) -> str:
+    """Return the widest scope of a policy's selectors."""
+    scopes = {selector.scope for selector in policy.selectors()}
+    return next(scope for scope in ("model", "layer", "head") if scope in scopes)
+
+
+def _groups(workload: Workload, scope: str) -> list[tuple[int, ...]]:
+    """Return the units that may choose together."""
+    width = {"head": 3, "layer": 2, "model": 1}[scope]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for unit, place in enumerate(workload.heads):
+        groups.setdefault(place[:width], []).append(unit)
+    return [tuple(units) for units in groups.values()]
+
+
+def _wanted(key: str, plan: Layout, units: tuple[int, ...]) -> list[tuple[tuple[str, tuple[int, ...]], Policy]]:
+    """Return the rows of a policy on some units, variant by variant."""
+    row_of = {place: row for row, place in enumerate(plan.rows)}
+    found = []
+    for number, variant in enumerate(plan.variants):
+        rows = tuple(row_of.get((unit, number), -1) for unit in units)
+        if max(rows) >= 0:
+            found.append(((key, rows), variant))
+    return found
 
 
 def _row(rows: HeadRows) -> dict[str, npt.NDArray[np.generic] | None]:
@@ -249,24 +290,17 @@ def _writer(folder: Path, policy: Policy, workload: Workload, plan: Layout, samp
         units=len(plan.rows),
         steps=workload.steps,
         q_per_kv=sample.lost_mass.shape[1],
-        stages=len(sample.scanned),
+        stages=len(index_stages(policy, workload.shape.head_dim)),
+        streams=len(sample.stream_tokens),
         tokens=workload.context + workload.steps,
     )
-    return store.Writer(folder, sizes, _absent(policy, sample))
-
-
-def _absent(policy: Policy, sample: HeadRows) -> frozenset[str]:
-    present = {
-        "certified_mass": isinstance(policy.read.rule, Certify),
-        "violations": claims(policy),
-        "violated_mass": claims(policy),
-        "output_error": sample.output_error is not None,
-    }
-    return frozenset(name for name, there in present.items() if not there)
+    return store.Writer(folder, sizes, absent(policy, values=sample.output_error is not None))
 
 
 def _finish(
     key: str, writer: store.Writer, folder: Path, policy: Policy, workload: Workload, plan: Layout
 ) -> Selection:
-    writer.close(workload.content_hash, index_stages(policy, workload.shape.head_dim), plan.unit_of)
+    d = workload.shape.head_dim
+    stages = index_stages(policy, d, workload.shape.kv_heads)
+    writer.close(workload.content_hash, stages, streams_of(policy, d), plan.unit_of)
     return store.publish(key, folder, policy.name)

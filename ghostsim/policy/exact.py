@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 TOP = 32
-_BLOCK_ELEMENTS = 17_000_000
+BLOCK_ELEMENTS = 17_000_000
 _TOP_CHUNK = 128
 
 
@@ -62,7 +62,7 @@ class Block:
         return out
 
 
-def blocks(head: Head, elements: int = _BLOCK_ELEMENTS) -> Iterator[Block]:
+def blocks(head: Head, elements: int = BLOCK_ELEMENTS) -> Iterator[Block]:
     """Yield the head's steps in blocks of about `elements` scores, so that temporaries stay small."""
     steps, g, _ = head.queries.shape
     size = max(1, elements // (g * len(head.keys)))

@@ -4,11 +4,52 @@ from __future__ import annotations
 
 import numpy as np
 
-from ghostsim.config.policy import Int
+from ghostsim.config.formats import (
+    Channels,
+    ChannelsFormat,
+    Fp16Format,
+    Int,
+    IntFormat,
+    LowRank,
+    LowRankFormat,
+    Side,
+    Sparse,
+    SparseFormat,
+    VqFormat,
+)
+from ghostsim.config.policy import Policy
 from ghostsim.errors import ConfigError
+from ghostsim.policy.bases import principal_basis
 from ghostsim.policy.exact import Array
 
 _ROWS = 4096
+
+
+def decoded(rows: Array, side: Side) -> Array:
+    """Return keys or values `rows` [n, d] as a reader of a format sees them, without a residual in fp16."""
+    match side:
+        case IntFormat(int=fmt) if fmt.axis == "channel":
+            return _along_channels(rows, fmt)
+        case IntFormat(int=fmt):
+            return dequantised(rows, fmt)
+        case LowRankFormat(lowrank=fmt):
+            return _low_rank(rows, fmt)
+        case ChannelsFormat(channels=fmt):
+            return _channels(rows, fmt)
+        case SparseFormat(nm=fmt):
+            return _sparse(rows, fmt)
+        case _:
+            return rows
+
+
+def codec_known(policy: Policy) -> bool:
+    """Whether the error of every format of a policy is modelled."""
+    return not any(isinstance(side, VqFormat) for keep in policy.keep for side in (keep.format.k, keep.format.v))
+
+
+def is_plain(side: Side) -> bool:
+    """Whether a format gives back what was written."""
+    return isinstance(side, Fp16Format)
 
 
 def dequantised(rows: Array, fmt: Int) -> Array:
@@ -25,9 +66,53 @@ def dequantised(rows: Array, fmt: Int) -> Array:
 def _dequantised(rows: Array, fmt: Int) -> Array:
     n, d = rows.shape
     groups = rows.reshape(n, d // fmt.group, fmt.group)
-    low = groups.min(axis=2, keepdims=True).astype(np.float16).astype(rows.dtype)
-    span = groups.max(axis=2, keepdims=True) - low
-    scale = (span / (2**fmt.bits - 1)).astype(np.float16).astype(rows.dtype)
+    return _quantised_groups(groups, fmt.bits).reshape(n, d)
+
+
+def _quantised_groups(groups: Array, bits: int) -> Array:
+    """Quantise and dequantise along the last axis."""
+    low = groups.min(axis=-1, keepdims=True).astype(np.float16).astype(groups.dtype)
+    span = groups.max(axis=-1, keepdims=True) - low
+    scale = (span / (2**bits - 1)).astype(np.float16).astype(groups.dtype)
     scale = np.maximum(scale, scale.dtype.type(np.finfo(np.float16).smallest_subnormal))
-    codes = np.clip(np.rint((groups - low) / scale), 0, 2**fmt.bits - 1)
-    return np.asarray(low + codes * scale).reshape(n, d)
+    codes = np.clip(np.rint((groups - low) / scale), 0, 2**bits - 1)
+    return np.asarray(low + codes * scale)
+
+
+def _along_channels(rows: Array, fmt: Int) -> Array:
+    """Quantise groups of consecutive tokens per channel; a group that is not full yet stays as it is."""
+    whole = len(rows) // fmt.group * fmt.group
+    groups = rows[:whole].reshape(-1, fmt.group, rows.shape[1]).swapaxes(1, 2)
+    back = _quantised_groups(groups, fmt.bits).swapaxes(1, 2).reshape(whole, rows.shape[1])
+    return np.concatenate([back, rows[whole:]])
+
+
+def _low_rank(rows: Array, fmt: LowRank) -> Array:
+    """Project on the leading directions of the rows themselves; a rank of head_dim or more loses nothing."""
+    if fmt.rank >= rows.shape[1]:
+        return rows
+    basis = principal_basis(rows, fmt.rank).astype(rows.dtype)
+    near = (rows @ basis) @ basis.T
+    if not fmt.bits:
+        return np.asarray(near)
+    return np.asarray(near + _quantised_groups(rows - near, fmt.bits))
+
+
+def _channels(rows: Array, fmt: Channels) -> Array:
+    width = int(fmt.share * rows.shape[1])
+    kept = np.argsort(-np.square(rows).sum(axis=0), kind="stable")[:width]
+    out = np.zeros_like(rows)
+    out[:, kept] = rows[:, kept]
+    return out
+
+
+def _sparse(rows: Array, fmt: Sparse) -> Array:
+    n, d = rows.shape
+    if d % fmt.m:
+        raise ConfigError(f"format.nm.m: found {fmt.m}, expected a divisor of head_dim {d}, e.g. 4")
+    groups = rows.reshape(n, d // fmt.m, fmt.m)
+    order = np.argsort(-np.abs(groups), axis=2, kind="stable")
+    out = np.zeros_like(groups)
+    kept = order[:, :, : fmt.n]
+    np.put_along_axis(out, kept, np.take_along_axis(groups, kept, axis=2), axis=2)
+    return out.reshape(n, d)

@@ -1,4 +1,4 @@
-"""One policy on one head: which positions are read at each step, and what that loses."""
+"""Policies on heads: which positions are read at each step, what that moves, and what it loses."""
 
 from __future__ import annotations
 
@@ -8,43 +8,60 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ghostsim.config.policy import (
-    Above,
-    AllRule,
-    Certify,
-    ExactScore,
-    IntFormat,
-    Margin,
-    NoneRule,
-    Policy,
-    Published,
-    PublishedScore,
-    TopFrac,
-    TopK,
-)
-from ghostsim.errors import ConfigError
-from ghostsim.policy.attended import LossyReader, exact_output, read_output, relative_error
+from ghostsim.config.policy import Estimate, Policy
+from ghostsim.config.scores import ExactScore, MeanScore, Published, PublishedScore
+from ghostsim.errors import ConfigError, TraceError
+from ghostsim.plan.selection import IndexStage
+from ghostsim.policy import scoring
+from ghostsim.policy.attended import Notes, Reader, exact_output, relative_error, served
+from ghostsim.policy.clusters import ClusterIndex
 from ghostsim.policy.cold import (
     Cold,
     Oracle,
     Pins,
+    bound_on,
     certificate,
-    certified_read,
     exponentials,
     fitting_rows,
     masked_sum,
-    page_sizes,
     pins_of,
 )
-from ghostsim.policy.costs import index_stages
-from ghostsim.policy.exact import Array, Block, blocks, wide_sum
-from ghostsim.policy.indexes import BoxIndex, TokenIndex, build, page_scores, token_scores
-from ghostsim.policy.keep import Clause, agreed_top, budget, combined, stored_by_any
-from ghostsim.policy.rows import HeadRows, empty_rows
-from ghostsim.policy.rules import Mask
+from ghostsim.policy.costs import Part, index_stage, index_stages, parts_of, state_bytes, streams_of
+from ghostsim.policy.exact import BLOCK_ELEMENTS, Array, Block, Floats, blocks, wide_sum
+from ghostsim.policy.keep import Clause, keep_together, stored_by_each, union
+from ghostsim.policy.pages import outlier_pages
+from ghostsim.policy.residency import Residency
+from ghostsim.policy.rows import HeadRows, Sizes, empty_rows
+from ghostsim.policy.rules import Mask, agreed_top
+from ghostsim.policy.stages import Offer, Stage, Taken, take, take_together
 from ghostsim.trace.compose import Head
 
 ORACLE_EPS = 0.01
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of a policy on a head while its stages take turns."""
+
+    block: Block
+    i: int
+    begin: int
+    own: int
+    cold: Cold
+    stored: Mask | None
+    """[P] what some KEEP clause stores; None: everything."""
+    served: list[Mask | None]
+    """[P] what each clause serves; None: everything."""
+    there: Mask | None
+    """[tokens] cold tokens that are stored; None: all of them."""
+    oracle: Oracle
+    alive: Mask | None = None
+    gone: Floats | None = None
+    upper: Floats | None = None
+    """[g] what is bounded to be lost by the stages so far."""
+    added: Mask | None = None
+    removed: Mask | None = None
+    offer: Offer | None = None
 
 
 @dataclass(eq=False)
@@ -53,146 +70,213 @@ class Evaluation:
 
     policy: Policy
     head: Head
-    index: TokenIndex | BoxIndex | None
+    stages: list[Stage]
+    extra: list[Stage]
+    """Selectors whose choice is added (`also`), then those whose choice is taken away (`less`)."""
+    costs: tuple[IndexStage, ...]
+    cost_of: tuple[int | None, ...]
+    """Row of `costs` of each stage; None where it is not charged."""
+    parts: tuple[Part, ...]
     rows: HeadRows
     pins: Pins
     clauses: list[Clause]
     norms: Array
     """[positions] ||k||."""
-    bounds: Array | None = None
+    asked: Array
+    """[steps, g, d] the queries that scores are computed for."""
+    resident: Mask | None = None
+    """[positions] tokens that are always read, beside the pins."""
+    residency: Residency | None = None
+    reader: Reader | None = None
     reads: Mask = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
-    reader: LossyReader | None = None
+    notes: Notes = field(default_factory=Notes)
 
-    @property
-    def scores_needed(self) -> bool:
-        """Whether the READ rule looks at scores."""
-        return not isinstance(self.policy.read.rule, AllRule | NoneRule)
+    # --- a block ---
 
     def begin(self, block: Block) -> None:
         """Score the units of a block."""
-        self.bounds = self._bounds(block) if self.scores_needed else None
+        queries = self.asked[block.first : block.first + block.steps]
+        for stage in (*self.stages, *self.extra):
+            stage.begin(block, queries)
         self.reads = np.zeros((block.steps, block.scores.shape[-1]), dtype=bool)
-
-    def step(self, block: Block, i: int, oracle: Oracle) -> None:
-        """Evaluate step i of a block."""
-        stored = stored_by_any(self.clauses, block, i)
-        self.reads[i] = self._step(block, i, self.bounds, stored, oracle)
+        self.notes = Notes()
 
     def end(self, block: Block, exact: Callable[[], Array]) -> None:
         """Compare the attention output of a block with the exact one."""
-        errors, values = self.rows.output_error, self.head.values
+        errors = self.rows.output_error
         steps = slice(block.first, block.first + block.steps)
-        if errors is None or values is None or (self.policy.lossless and not np.any(self.rows.lost_mass[steps])):
+        plain = self.policy.lossless and self.policy.read.completion in ("renormalise", "track")
+        if errors is None or (plain and not np.any(self.rows.lost_mass[steps])):
             return
-        fmt = self.policy.format
-        if isinstance(fmt, IntFormat):
-            self.reader = self.reader or LossyReader(fmt.int, self.head, values)
-            given = self.reader.output(block, self.reads)
-        else:
-            given = read_output(block, self.reads, values)
+        self.reader = self.reader or Reader(self.policy, self.head)
+        index = self.stages[0].index
+        clusters = index if isinstance(index, ClusterIndex) else None
+        given = self.reader.output(block, self.reads, self.notes, clusters)
         errors[steps] = relative_error(given, exact())
 
-    def _bounds(self, block: Block) -> Array:
-        score = self.policy.read.score
-        if isinstance(self.index, BoxIndex):
-            return page_scores(self.index, block, self.head)
-        assert score is not None
-        return token_scores(score, self.index, block, self.head)
+    # --- a step: stage by stage, so that heads may choose together ---
 
-    def _step(self, block: Block, i: int, bounds: Array | None, stored: Mask | None, oracle: Oracle) -> Mask:
-        begin, own, s = int(block.begins[i]), int(block.positions[i]), block.first + i
+    def open(self, block: Block, i: int, oracle: Oracle) -> Step:
+        """Divide the positions of step i of a block into hot and cold."""
+        begin, own = int(block.begins[i]), int(block.positions[i])
         c0, c1 = self.pins.cold(begin, own, self.head.context)
-        page = self.policy.read.page
-        paged = bounds is not None and page > 1
-        cold = Cold(block, i, c0, c1, page_sizes(c0, c1, page) if paged else None)
+        each = stored_by_each(self.clauses, block, i)
+        stored = union(each)
         there = None if stored is None else stored[c0:c1]
-        units = None if bounds is None else self._unit_bounds(bounds, cold, page)
-        read, unit_mass, unread = self._choose(units, cold, there)
-        mask = _full_mask(read, begin, c0, c1, own, block.scores.shape[-1])
-        if stored is not None and np.any(mask & ~stored):
+        step = Step(
+            block, i, begin, own, Cold(block, i, c0, c1), stored, served(each, block.scores.shape[-1]), there, oracle
+        )
+        step.alive = there
+        if self.resident is not None:
+            free = ~self.resident[c0:c1]
+            step.alive = free if there is None else there & free
+        return step
+
+    def ask(self, step: Step, number: int) -> Offer:
+        """Return what stage `number` may take of what is left."""
+        gone = np.zeros(len(step.cold.total)) if step.gone is None else step.gone
+        stage = (*self.stages, *self.extra)[number]
+        alive = step.alive if number < len(self.stages) else step.there
+        step.offer = stage.offer(step.cold, alive, gone)
+        row, s = self.cost_of[number], step.block.first + step.i
+        if row is not None:
+            records = stage.scanned(step.cold, step.begin, step.own, alive, first=number == 0)
+            self._charge(s, row, records)
+        return step.offer
+
+    def _charge(self, s: int, row: int, records: int) -> None:
+        self.rows.scanned[row, s] = records
+        self.rows.scan_bytes[row, s] = self.costs[row].nbytes(records)
+
+    def give(self, step: Step, number: int, taken: Taken) -> None:
+        """Leave what stage `number` did not take."""
+        if number >= len(self.stages):
+            self._combine(step, number - len(self.stages), taken)
+            return
+        before, tokens, offer = step.alive, taken.tokens, step.offer
+        if taken.mass is not None and offer is not None:
+            upper = bound_on(~taken.units, taken.mass, offer.units)
+            step.upper = upper if step.upper is None else step.upper + upper
+        step.alive = tokens if before is None else tokens & before
+        if number + 1 < len(self.stages):
+            step.gone = masked_sum(step.cold.weights, ~step.alive)
+        if number == 0 and offer is not None and offer.raw is not None:
+            self._check(step, offer)
+            self._complete(step, offer, taken)
+
+    def _combine(self, step: Step, place: int, taken: Taken) -> None:
+        if place < len(self.policy.read.also):
+            step.added = taken.tokens if step.added is None else step.added | taken.tokens
+        else:
+            step.removed = taken.tokens if step.removed is None else step.removed | taken.tokens
+
+    def _complete(self, step: Step, offer: Offer, taken: Taken) -> None:
+        """Note what the softmax sum is completed with."""
+        zone = self.policy.read.completion
+        if zone == "add_bound" and offer.raw is not None:
+            _, mass = exponentials(offer.raw, step.cold)
+            self.notes.upper.append(bound_on(~taken.units, mass, offer.units))
+        if isinstance(zone, Estimate) and offer.scores is not None:
+            left = np.where(taken.units, -np.inf, offer.scores)
+            count = int(zone.estimate * offer.units.count)
+            self.notes.zones.append(agreed_top(left, count, "mean" if len(left) > 1 else "any"))
+            self._charge(step.block.first + step.i, len(self.costs) - 1, count)
+
+    def close(self, step: Step) -> None:
+        """Count what is read and lost."""
+        cold, s = step.cold, step.block.first + step.i
+        read = self._final(step)
+        mask = _full_mask(read, step)
+        if step.stored is not None and np.any(mask & ~step.stored):
             raise ConfigError(
                 f"read.pin: found pins that keep evicts (policy {self.policy.name}), expected them stored"
             )
-        self._count(s, begin, own, c0, c1, stored, read)
+        self.reads[step.i] = mask
+        self.notes.served.append(step.served)
+        self._count(s, step, read)
+        self._stream(s, step, mask, read)
         lost = masked_sum(cold.weights, ~read)
         self.rows.lost_mass[s] = lost / cold.total
-        if self.rows.certified_mass is not None and unit_mass is not None:
-            self.rows.certified_mass[s] = certificate(unread, unit_mass, lost, cold)
-        if units is not None:
-            self._check(s, units, cold, there)
-        self._compare(s, read, cold, oracle)
+        if self.rows.certified_mass is not None and step.upper is not None:
+            self.rows.certified_mass[s] = certificate(step.upper, lost, cold)
+        self._compare(s, read, cold, step.oracle)
         packed = np.packbits(mask, bitorder="little")
         self.rows.sets[s, : len(packed)] = packed
-        return mask
 
-    def _unit_bounds(self, bounds: Array, cold: Cold, page: int) -> Array:
-        if cold.sizes is None:
-            return bounds[cold.step, :, cold.c0 : cold.c1]
-        first = cold.c0 // page
-        return bounds[cold.step, :, first : first + len(cold.sizes)]
+    def _final(self, step: Step) -> Mask:
+        cold = step.cold
+        read = np.ones(cold.size, dtype=bool) if step.alive is None else step.alive
+        if step.added is not None:
+            read = read | step.added
+        if step.removed is not None:
+            read = read & ~step.removed
+        if self.resident is not None:
+            read = read | self.resident[cold.c0 : cold.c1]
+        return read if step.there is None else read & step.there
 
-    def _choose(self, units: Array | None, cold: Cold, there: Mask | None) -> tuple[Mask, Array | None, Mask]:
-        """Return the cold tokens read, exp(bound - peak) of the units for a certificate, and the units left unread."""
-        read = self.policy.read
-        mass = None
-        if units is None:
-            take = np.full(cold.c1 - cold.c0, isinstance(read.rule, AllRule))
-        elif isinstance(read.rule, Certify):
-            shifted, mass = exponentials(units, cold)
-            take = certified_read(read.rule, shifted, mass, cold)
-        else:
-            take = self._ranked(units if there is None else _hidden(units, cold, there), units.shape[1])
-        tokens = cold.tokens(take) if units is not None else take
-        return (tokens if there is None else tokens & there), mass, ~take
+    # --- counting ---
 
-    def _ranked(self, units: Array, n: int) -> Mask:
-        read = self.policy.read
-        match read.rule:
-            case TopK() | TopFrac():
-                pinned = 1 if read.pin.last_page else 0
-                return agreed_top(units, budget(read, n) - pinned, read.reduce)
-            case Above(above=theta):
-                agreed = units.max(axis=0) if read.reduce == "any" else combined(units, read.reduce)
-                return np.asarray(agreed >= theta)
-            case Margin(margin=margin):
-                agreed = units if read.reduce == "any" else combined(units, read.reduce)[None]
-                return np.asarray((agreed >= agreed.max(axis=1, keepdims=True, initial=-np.inf) - margin).any(axis=0))
-        raise AssertionError(read.rule)
-
-    def _count(self, s: int, begin: int, own: int, c0: int, c1: int, stored: Mask | None, read: Mask) -> None:
-        rows = self.rows
-        rows.attended[s] = own + 1 - begin
-        rows.cold_tokens[s] = c1 - c0
-        rows.hot_tokens[s] = own + 1 - begin - (c1 - c0)
-        rows.stored_tokens[s] = own + 1 if stored is None else np.count_nonzero(stored)
+    def _count(self, s: int, step: Step, read: Mask) -> None:
+        rows, size = self.rows, step.cold.size
+        rows.attended[s] = step.own + 1 - step.begin
+        rows.cold_tokens[s] = size
+        rows.hot_tokens[s] = step.own + 1 - step.begin - size
+        rows.stored_tokens[s] = step.own + 1 if step.stored is None else np.count_nonzero(step.stored)
         rows.read_tokens[s] = np.count_nonzero(read)
         rows.read_runs[s] = np.count_nonzero(read[1:] & ~read[:-1]) + (1 if len(read) and read[0] else 0)
-        if self.scores_needed and len(rows.scanned):
-            rows.scanned[:, s] = self._scanned(begin, own, c0, c1, stored)
+        rows.state_bytes[s] = state_bytes(self.policy.keep, int(rows.stored_tokens[s]))
 
-    def _scanned(self, begin: int, own: int, c0: int, c1: int, stored: Mask | None) -> int:
-        page = self.policy.read.page
-        if page > 1 and not isinstance(self.policy.read.rule, Certify):
-            return own // page - begin // page + 1
-        if page > 1:
-            return (c1 - 1) // page - c0 // page + 1 if c1 > c0 else 0
-        return c1 - c0 if stored is None else int(np.count_nonzero(stored[c0:c1]))
+    def _stream(self, s: int, step: Step, mask: Mask, read: Mask) -> None:
+        """Count the tokens that move in each way, and their bytes."""
+        d, fetched = self.head.keys.shape[1], self._fetched(step, read)
+        for p, part in enumerate(self.parts):
+            mine = step.served[part.clause]
+            pinned, selected, stored = self._shares(s, step, mask, fetched, mine)
+            # The newest tokens of an integer format with a residual are still in fp16, and among the selected ones.
+            sizes = (part.nbytes(pinned, 0, d), part.nbytes(selected, stored, d))
+            for row, (tokens, nbytes) in enumerate(zip((pinned, selected), sizes, strict=True), 2 * p):
+                self.rows.stream_tokens[row, s] = tokens
+                self.rows.stream_bytes[row, s] = nbytes
 
-    def _check(self, s: int, units: Array, cold: Cold, there: Mask | None) -> None:
+    def _fetched(self, step: Step, read: Mask) -> Mask:
+        """Return the cold tokens that are not in HBM already."""
+        if self.resident is not None:
+            read = read & ~self.resident[step.cold.c0 : step.cold.c1]
+        if self.residency is None:
+            return read
+        return self.residency.missing(step.cold.c0, read, step.offer)
+
+    def _shares(self, s: int, step: Step, mask: Mask, fetched: Mask, mine: Mask | None) -> tuple[int, int, int]:
+        """Return how many tokens of a part are pinned, selected (and not in HBM yet), and attended in all."""
+        c0, c1 = step.cold.c0, step.cold.c1
+        if mine is None:
+            selected = int(np.count_nonzero(fetched))
+            resident = 0 if self.resident is None else int(np.count_nonzero(self.resident[c0:c1] & mask[c0:c1]))
+            pinned = int(self.rows.hot_tokens[s]) + resident
+            return pinned, selected, int(self.rows.hot_tokens[s] + self.rows.read_tokens[s])
+        attended = mask & mine
+        selected = int(np.count_nonzero(fetched & mine[c0:c1]))
+        stored = int(np.count_nonzero(attended))
+        inside = int(np.count_nonzero(attended[c0:c1]))
+        return stored - inside, selected, stored
+
+    # --- comparing ---
+
+    def _check(self, step: Step, offer: Offer) -> None:
         """Compare the claimed bound of every cold stored token with its exact score, in the scale of the claim."""
-        rows = self.rows
-        if rows.violations is None or rows.violated_mass is None:
+        rows, cold, s = self.rows, step.cold, step.block.first + step.i
+        if rows.violations is None or rows.violated_mass is None or offer.raw is None:
             return
-        rows.bound_checks[s] = cold.c1 - cold.c0 if there is None else np.count_nonzero(there)
+        rows.bound_checks[s] = cold.size if step.there is None else np.count_nonzero(step.there)
         if isinstance(self.policy.read.score, ExactScore):
             return
-        claimed = units if cold.sizes is None else np.repeat(units, cold.sizes, axis=1)
+        claimed = offer.units.repeat(offer.raw)
         exact = self._claimed_exact(cold)
         if not np.any(claimed < exact):
             return
         wrong = claimed + self._tolerance(cold) < exact
-        if there is not None:
-            wrong &= there
+        if step.there is not None:
+            wrong &= step.there
         rows.violations[s] = np.count_nonzero(wrong, axis=1)
         rows.violated_mass[s] = wide_sum(cold.weights * wrong) / cold.total
 
@@ -230,25 +314,16 @@ class Evaluation:
         eliminated[inside] = ~read[top[inside] - cold.c0]
         self.rows.top_cold[s] = inside.sum(axis=1)
         self.rows.top_eliminated[s] = eliminated.sum(axis=1)
-        rule = self.policy.read.rule
-        eps = rule.certify if isinstance(rule, Certify) else ORACLE_EPS
-        best = oracle.read(eps, cold.c0, cold.c1)
+        best = oracle.read(self.policy.read.eps or ORACLE_EPS, cold.c0, cold.c1)
         self.rows.oracle_reads[s] = np.count_nonzero(best)
         self.rows.needless_reads[s] = np.count_nonzero(read & ~best)
 
 
-def _hidden(units: Array, cold: Cold, there: Mask) -> Array:
-    """Give units without a stored token the score -inf."""
-    if cold.sizes is not None and len(cold.sizes):
-        there = np.logical_or.reduceat(there, np.cumsum(cold.sizes) - cold.sizes)
-    return np.where(there, units, -np.inf)
-
-
-def _full_mask(read: Mask, begin: int, c0: int, c1: int, own: int, size: int) -> Mask:
-    mask = np.zeros(size, dtype=bool)
-    mask[begin:c0] = True
-    mask[c0:c1] = read
-    mask[c1 : own + 1] = True
+def _full_mask(read: Mask, step: Step) -> Mask:
+    mask = np.zeros(step.block.scores.shape[-1], dtype=bool)
+    mask[step.begin : step.cold.c0] = True
+    mask[step.cold.c0 : step.cold.c1] = read
+    mask[step.cold.c1 : step.own + 1] = True
     return mask
 
 
@@ -257,20 +332,146 @@ def key_norms(head: Head) -> Array:
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", head.keys, head.keys)))
 
 
+# --- setting up -------------------------------------------------------------------------------------------------
+
+
+def _asked(policy: Policy, head: Head) -> Array:
+    """Return the queries that scores are computed for, [steps, g, d]."""
+    match policy.read.lag:
+        case "none":
+            return head.queries
+        case "step":
+            return np.concatenate([head.prompt_queries[-1:], head.queries[:-1]])
+        case _:
+            if head.q_ahead is None:
+                raise TraceError("q_ahead: found a trace without it, expected one with q_ahead for lag: layer")
+            return head.q_ahead
+
+
+class _Indexes:
+    """The indexes of a head, each built once for all policies."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self._built: dict[tuple[str, int, int], scoring.Index] = {}
+
+    def stage(self, policy: Policy, number: int, fit: slice) -> Stage:
+        """Return stage `number` of a policy's READ."""
+        read = policy.read
+        selector = (*read.cascade, *read.also, *read.less)[number]
+        if not selector.scored or selector.score is None:
+            return Stage(selector, self.head, None)
+        key = (selector.score.model_dump_json(), fit.start, fit.stop)
+        if key not in self._built:
+            self._built[key] = scoring.build(selector.score, self.head, fit)
+        return Stage(selector, self.head, self._built[key])
+
+
+def _resident(policy: Policy, head: Head) -> Mask | None:
+    """Return the pages [positions] that are read whatever the query: those whose keys are least alike."""
+    score = policy.read.score
+    if not isinstance(score, MeanScore) or not score.mean.outliers:
+        return None
+    mask, page = np.zeros(len(head.keys), dtype=bool), score.mean.page
+    for first in outlier_pages(head.keys[: head.context], page, score.mean.outliers).tolist():
+        mask[first * page : (first + 1) * page] = True
+    return mask
+
+
+def _start(policy: Policy, head: Head, indexes: _Indexes, norms: Array, kv_heads: int) -> Evaluation:
+    pins, read, d = pins_of(policy), policy.read, head.keys.shape[1]
+    fit = fitting_rows(pins, head.context)
+    stages = [indexes.stage(policy, n, fit) for n in range(len(read.cascade))]
+    further = range(len(read.cascade), len(read.cascade) + len(read.also) + len(read.less))
+    costs = index_stages(policy, d, kv_heads)
+    steps, g, _ = head.queries.shape
+    sizes = Sizes(steps, g, len(costs), len(streams_of(policy, d)), len(head.keys))
+    return Evaluation(
+        policy=policy,
+        head=head,
+        stages=stages,
+        extra=[indexes.stage(policy, n, fit) for n in further],
+        costs=costs,
+        cost_of=_cost_rows(policy, d),
+        parts=parts_of(policy),
+        rows=empty_rows(policy, sizes, values=head.values is not None),
+        pins=pins,
+        clauses=[Clause(keep, head) for keep in policy.keep],
+        norms=norms,
+        asked=_asked(policy, head),
+        resident=_resident(policy, head),
+        residency=None if read.cache is None else Residency(read.cache, len(head.keys)),
+    )
+
+
+def _cost_rows(policy: Policy, d: int) -> tuple[int | None, ...]:
+    """Return which of the index stages each selector of READ is charged to."""
+    read, rows, count = policy.read, list[int | None](), 0
+    for each in (*read.cascade, *read.also, *read.less):
+        charged = each.scored and index_stage(each, d) is not None
+        rows.append(count if charged else None)
+        count += charged
+    return tuple(rows)
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
 def evaluate_heads(policies: Sequence[Policy], head: Head) -> list[HeadRows]:
     """Evaluate policies on one head; keys, scores, softmax sums, indexes and oracles are shared between them."""
-    runs = _start(policies, head)
-    for block in blocks(head):
-        for run in runs:
+    return [rows[0] for rows in evaluate_group(policies, [head])]
+
+
+def evaluate_group(policies: Sequence[Policy], heads: Sequence[Head]) -> list[list[HeadRows]]:
+    """Evaluate policies on heads that may choose together, all of one request; return rows by policy and head."""
+    table = [_Indexes(head) for head in heads]
+    norms = [key_norms(head) for head in heads]
+    runs = [
+        [_start(policy, head, table[h], norms[h], len(heads)) for h, head in enumerate(heads)] for policy in policies
+    ]
+    for together in runs:
+        _keep_together(together)
+    for parts in zip(*(blocks(head, BLOCK_ELEMENTS // len(heads)) for head in heads), strict=True):
+        _run_block(runs, parts, heads)
+    return [[run.rows for run in together] for together in runs]
+
+
+def _keep_together(runs: Sequence[Evaluation]) -> None:
+    for number, keep in enumerate(runs[0].policy.keep):
+        if keep.select.scope != "head":
+            keep_together([run.clauses[number] for run in runs])
+
+
+def _run_block(runs: Sequence[Sequence[Evaluation]], parts: Sequence[Block], heads: Sequence[Head]) -> None:
+    for together in runs:
+        for run, block in zip(together, parts, strict=True):
             run.begin(block)
-        for i in range(block.steps):
-            oracle = Oracle(block, i)
-            for run in runs:
-                run.step(block, i, oracle)
+    for i in range(parts[0].steps):
+        oracles = [Oracle(block, i) for block in parts]
+        for together in runs:
+            _run_step(together, parts, i, oracles)
+    for h, (block, head) in enumerate(zip(parts, heads, strict=True)):
         exact = functools.cache(functools.partial(_exact_output, block, head))
-        for run in runs:
-            run.end(block, exact)
-    return [run.rows for run in runs]
+        for together in runs:
+            together[h].end(block, exact)
+
+
+def _run_step(together: Sequence[Evaluation], parts: Sequence[Block], i: int, oracles: Sequence[Oracle]) -> None:
+    steps = [run.open(block, i, oracle) for run, block, oracle in zip(together, parts, oracles, strict=True)]
+    first = together[0]
+    for number, stage in enumerate((*first.stages, *first.extra)):
+        offers = [run.ask(step, number) for run, step in zip(together, steps, strict=True)]
+        for run, step, taken in zip(together, steps, _take(together, number, stage, offers), strict=True):
+            run.give(step, number, taken)
+    for run, step in zip(together, steps, strict=True):
+        run.close(step)
+
+
+def _take(together: Sequence[Evaluation], number: int, stage: Stage, offers: Sequence[Offer]) -> list[Taken]:
+    if stage.selector.scope != "head":
+        return take_together(stage.selector, offers)
+    stages = [(*run.stages, *run.extra)[number] for run in together]
+    return [take(each, offer) for each, offer in zip(stages, offers, strict=True)]
 
 
 def _exact_output(block: Block, head: Head) -> Array:
@@ -284,23 +485,3 @@ def evaluate_head(policy: Policy, head: Head) -> HeadRows:
     Scores are computed in the dtype of the head's keys (float64 for recorded workloads), sums of exp in float64.
     """
     return evaluate_heads([policy], head)[0]
-
-
-def _start(policies: Sequence[Policy], head: Head) -> list[Evaluation]:
-    built: dict[tuple[str, int, int], TokenIndex | BoxIndex | None] = {}
-    norms, runs = key_norms(head), []
-    for policy in policies:
-        pins = pins_of(policy)
-        fit = fitting_rows(pins, head.context)
-        score = policy.read.score
-        index = None
-        if score is not None and not isinstance(policy.read.rule, AllRule | NoneRule):
-            key = (score.model_dump_json(), fit.start, fit.stop)
-            if key not in built:
-                built[key] = build(score, head, fit)
-            index = built[key]
-        stages = index_stages(policy, head.keys.shape[1])
-        shape = (head.queries.shape[0], head.queries.shape[1])
-        rows = empty_rows(policy, stages, shape, len(head.keys), head.values is not None)
-        runs.append(Evaluation(policy, head, index, rows, pins, [Clause(keep, head) for keep in policy.keep], norms))
-    return runs

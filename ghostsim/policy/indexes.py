@@ -1,4 +1,4 @@
-"""Indexes over keys: what is stored per token or page, and the score that a query gets from it.
+"""Indexes with a record per token: what is stored, and the score that a query gets from it.
 
 Bounds are sound in floating point: stored norms are rounded up to fp16, codes are dequantised exactly as stored, and
 the error of the products' own accumulation (gamma_n = n * unit roundoff) is part of the stored norm's column.
@@ -7,32 +7,23 @@ the error of the products' own accumulation (gamma_n = n * unit roundoff) is par
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.config.policy import (
-    AgeScore,
-    BoxScore,
-    ExactScore,
-    Published,
-    PublishedScore,
-    QKeys,
-    QKeysScore,
-    Score,
-    Sketch,
-    SketchScore,
-)
+from ghostsim.config.scores import Chan, Published, Sketch
 from ghostsim.errors import ConfigError
+from ghostsim.policy.bases import fitted_basis, sampled
 from ghostsim.policy.exact import Array, Block, softcapped
+from ghostsim.policy.units import Units, token_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
+from ghostsim.trace.rope import angles, turn
 
 _ROWS = 2048
 _SEED = 0
-_FIT_ROWS = 16384
 _BEYOND_FP16 = 1e12
 
 Claim = Literal["score", "logits", "cosine"]
@@ -43,8 +34,9 @@ class TokenIndex:
     """One record per token: a bound is the product of the record with the projected query, plus a constant.
 
     `stored` [n, m] are integer codes (with the quantiser in `codes`), or numbers. With `basis` [d, m] the query is
-    projected first; `norms` [n] are stored error norms, which meet the norm of the query. `claim` names the scale in
-    which the value is claimed to bound the exact score; None: it is an estimate.
+    projected first; `norms` [n] are stored error norms, which meet the norm of the query; `mean` [d] was taken off all
+    keys, and its product with the query is added. `claim` names the scale in which the value is claimed to bound the
+    exact score; None: it is an estimate.
     """
 
     stored: Array
@@ -53,27 +45,36 @@ class TokenIndex:
     norms: Array | None
     constant: float
     claim: Claim | None
+    mean: Array | None = None
 
     def records(self, rows: slice, dtype: npt.DTypeLike) -> Array:
-        """Return records [rows, m] or [rows, m + 1], the error norm last, as a reader sees them."""
+        """Return records [rows, m], and further columns for the error norm and the mean, as a reader sees them."""
         part = self.stored[rows]
-        out = np.empty((len(part), part.shape[1] + (self.norms is not None)), dtype=dtype)
+        extra = (self.norms is not None) + (self.mean is not None)
+        out = np.ones((len(part), part.shape[1] + extra), dtype=dtype)
         numbers = out[:, : part.shape[1]]
         numbers[...] = part
         if self.codes is not None:
             self.codes.expand(numbers)
         if self.norms is not None:
-            out[:, -1] = self.norms[rows]
+            out[:, part.shape[1]] = self.norms[rows]
         return out
 
+    def units(self, c0: int, c1: int) -> Units:
+        """Return the cold tokens themselves."""
+        return token_units(c0, c1)
 
-@dataclass(frozen=True, eq=False)
-class BoxIndex:
-    """Per page the channel-wise maxima and minima of its keys and their norm: rows [hi, lo, norm]."""
-
-    table: Array
-    page: int
-    keys: Array
+    def scores(self, block: Block, asked: Array, head: Head) -> Array:
+        """Return the score [n, g, P] of every position of a block for the queries `asked` [n, g, d]."""
+        n, g, d = asked.shape
+        queries = query_rows(self, asked.reshape(n * g, d), head.scale).astype(block.scores.dtype)
+        out = np.empty((n * g, block.scores.shape[-1]), dtype=queries.dtype)
+        for rows in _chunks(out.shape[1]):
+            np.matmul(queries, self.records(rows, queries.dtype).T, out=out[:, rows])
+        if self.constant:
+            out += out.dtype.type(self.constant)
+        out = out.reshape(n, g, -1)
+        return softcapped(out, head.softcap) if self.claim in ("score", None) else out
 
 
 # --- fitting ------------------------------------------------------------------------------------------------
@@ -159,57 +160,53 @@ def _error_norms(error: Array, size: Array, gamma: float) -> Array:
     return np.asarray(rho + 2 * gamma * (size + rho))
 
 
-def build_sketch(keys: Array, fit: slice, sketch: Sketch) -> TokenIndex:
-    """Project `keys` [n, d] to the numbers of `sketch`; basis and ranges are fitted on the rows `fit`."""
+def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None = None) -> TokenIndex:
+    """Project `keys` [n, d] to the numbers of `sketch`; basis and ranges are fitted on the rows `fit`.
+
+    Bases that look at queries are fitted on the prompt `queries` [.., d].
+    """
     n, d = keys.shape
     m = sketch.dims
     if m > d:
         raise ConfigError(f"sketch.dims: found {m}, expected at most head_dim {d}, e.g. 32")
-    basis = (principal_basis(keys[fit], m) if sketch.basis == "pca" else random_basis(d, m)).astype(keys.dtype)
-    codes = None if sketch.bits == 16 else _fit_projected(keys[fit], basis, sketch.bits)
+    asked = keys[fit] if queries is None else queries
+    basis = fitted_basis(sketch.basis, keys[fit], asked, m, centred=sketch.centred).astype(keys.dtype)
+    mean = keys[fit].mean(axis=0) if sketch.centred else None
+    origin = keys.dtype.type(0) if mean is None else mean
+    codes = None if sketch.bits == 16 else fit_codes((sampled(keys[fit]) - origin) @ basis, sketch.bits)
     gamma = unit_roundoff(d + m + 1, keys.dtype) * float(np.sqrt(m))
     stored = np.empty((n, m), dtype=np.float16 if codes is None else np.uint8)
     norms = np.empty(n, dtype=keys.dtype) if sketch.residual == "single" else None
     for rows in _chunks(n):
-        projected = keys[rows] @ basis
+        moved = keys[rows] - origin
+        projected = moved @ basis
         stored[rows] = _half(projected) if codes is None else codes.encode(projected)
         if norms is not None:
             numbers = stored[rows].astype(keys.dtype)
             if codes is not None:
                 codes.expand(numbers)
-            norms[rows] = _error_norms(_norms(keys[rows] - numbers @ basis.T), _norms(numbers), gamma)
-    return TokenIndex(stored, codes, basis.astype(np.float64), norms, 0.0, "score" if norms is not None else None)
+            size = _norms(numbers) + (0 if mean is None else float(np.linalg.norm(mean)))
+            norms[rows] = _error_norms(_norms(moved - numbers @ basis.T), size, gamma)
+    claim: Claim | None = None if norms is None else "score"
+    return TokenIndex(stored, codes, basis.astype(np.float64), norms, 0.0, claim, mean)
+
+
+def build_chan(keys: Array, queries: Array, chan: Chan) -> TokenIndex:
+    """Keep the share of the channels of `keys` [n, d] on which prompt `queries` [.., d] are largest in sum."""
+    d = keys.shape[1]
+    width = max(1, int(chan.share * d))
+    weight = np.abs(queries.reshape(-1, d)).sum(axis=0)
+    channels = np.sort(np.argsort(-weight, kind="stable")[:width])
+    basis = np.eye(d)[:, channels]
+    part = keys[:, channels]
+    codes = None if chan.bits == 16 else fit_codes(sampled(part), chan.bits)
+    stored = _half(part) if codes is None else codes.encode(part)
+    return TokenIndex(stored, codes, basis, None, 0.0, None)
 
 
 def _half(values: Array) -> npt.NDArray[np.float16]:
     largest = np.finfo(np.float16).max
     return np.clip(values, -largest, largest).astype(np.float16)
-
-
-def _fit_projected(keys: Array, basis: Array, bits: int) -> Codes:
-    """Fit a quantiser on the projections of `keys`, evenly sampled where there are many; the rest is clipped."""
-    return fit_codes(_sample(keys) @ basis, bits)
-
-
-def _sample(keys: Array) -> Array:
-    return keys[:: max(1, len(keys) // _FIT_ROWS)]
-
-
-def principal_basis(keys: Array, m: int) -> npt.NDArray[np.float64]:
-    """Return the m top eigenvectors [d, m] of the uncentred second moment of `keys` [n, d].
-
-    Long contexts are sampled evenly: any basis is sound, and a covariance of 128 channels needs no million keys.
-    """
-    sample = _sample(keys)
-    moment = (sample.T @ sample).astype(np.float64)
-    _, vectors = np.linalg.eigh((moment + moment.T) / 2)
-    return np.ascontiguousarray(vectors[:, ::-1][:, :m])
-
-
-def random_basis(d: int, m: int) -> npt.NDArray[np.float64]:
-    """Return m orthonormal directions [d, m] from a Gaussian matrix."""
-    gaussian = generator(_SEED, f"policy/sketch/{d}x{m}").standard_normal((d, m))
-    return np.linalg.qr(gaussian)[0]
 
 
 def build_published(keys: Array, published: Published) -> TokenIndex:
@@ -222,58 +219,7 @@ def build_published(keys: Array, published: Published) -> TokenIndex:
     return TokenIndex(table, None, gaussian, None, published.epsilon + published.sigma, published.scale)
 
 
-def build_box(keys: Array, page: int) -> BoxIndex:
-    """Take the channel-wise extremes of each whole page of `keys` [n, d]; a partial last page is left to the step."""
-    n, d = keys.shape
-    pages = n // page
-    table = np.empty((pages, 2 * d + 1), dtype=keys.dtype)
-    per_chunk = max(1, _ROWS // page)
-    for start in range(0, pages, per_chunk):
-        stop = min(start + per_chunk, pages)
-        table[start:stop] = _extremes(keys[start * page : stop * page].reshape(stop - start, page, d))
-    return BoxIndex(table, page, keys)
-
-
-def _extremes(pages: Array) -> Array:
-    high, low = pages.max(axis=1), pages.min(axis=1)
-    reach = _norms(np.maximum(np.abs(high), np.abs(low)))
-    gamma = unit_roundoff(2 * pages.shape[-1] + 1, pages.dtype)
-    return np.concatenate([high, low, (2 * gamma * reach)[:, None]], axis=1)
-
-
-def build(score: Score, head: Head, fit: slice) -> TokenIndex | BoxIndex | None:
-    """Build the index that a READ score needs; None for scores without one. `fit` are the cold prompt rows."""
-    match score:
-        case QKeysScore(qkeys=QKeys(bits=bits)):
-            return build_qkeys(head.keys, fit, bits)
-        case SketchScore(sketch=sketch):
-            return build_sketch(head.keys, fit, sketch)
-        case PublishedScore(published=published):
-            return build_published(head.keys, published)
-        case BoxScore(box=box):
-            return build_box(head.keys, box.page)
-    return None
-
-
 # --- scoring ------------------------------------------------------------------------------------------------
-
-
-def token_scores(score: Score, index: TokenIndex | None, block: Block, head: Head) -> Array:
-    """Return the score [n, g, P] of every position of a block; positions that aren't attended hold anything."""
-    if isinstance(score, ExactScore):
-        return block.scores
-    if isinstance(score, AgeScore) or index is None:
-        ages = np.arange(block.scores.shape[-1], dtype=block.scores.dtype)
-        return np.broadcast_to(ages, block.scores.shape)
-    n, g, d = block.queries.shape
-    queries = query_rows(index, block.queries.reshape(n * g, d), head.scale).astype(block.scores.dtype)
-    out = np.empty((n * g, block.scores.shape[-1]), dtype=queries.dtype)
-    for rows in _chunks(out.shape[1]):
-        np.matmul(queries, index.records(rows, queries.dtype).T, out=out[:, rows])
-    if index.constant:
-        out += out.dtype.type(index.constant)
-    out = out.reshape(n, g, -1)
-    return softcapped(out, head.softcap) if index.claim in ("score", None) else out
 
 
 def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[np.float64]:
@@ -285,35 +231,66 @@ def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[n
         return np.asarray(projected / np.maximum(length, np.finfo(np.float32).tiny))
     if index.claim == "logits":
         return np.asarray(projected / np.sqrt(projected.shape[1]))
-    if index.norms is None:
-        return projected * scale
-    norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)
-    return np.concatenate([projected, norms], axis=1) * scale
+    columns = [projected]
+    if index.norms is not None:
+        columns.append(np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6))
+    if index.mean is not None:
+        columns.append((wide @ index.mean.astype(np.float64))[:, None])
+    return np.concatenate(columns, axis=1) * scale
 
 
-def page_scores(index: BoxIndex, block: Block, head: Head) -> Array:
-    """Return the upper bound [n, g, pages] of every page up to the step's last; later pages hold -inf.
+# --- page-local frames ----------------------------------------------------------------------------------------
 
-    The last page of a step holds the keys up to its own token only.
+
+@dataclass(frozen=True, eq=False)
+class FramedIndex:
+    """A sketch of keys that are turned back to the first position of their page of `frame` tokens.
+
+    Turning both query and key leaves their product as it is, so the bound is sound for any page size; inside a page
+    keys are nearly as they were before rotation, where few directions describe them. The query is turned per page.
     """
-    n, g, d = block.queries.shape
-    pages = int(block.positions[-1]) // index.page + 1
-    rows = box_rows(block.queries.reshape(n * g, d), head.scale).astype(index.table.dtype)
-    out = np.full((n * g, pages), -np.inf, dtype=index.table.dtype)
-    whole = min(pages, len(index.table))
-    out[:, :whole] = rows @ index.table[:whole].T
-    out = out.reshape(n, g, pages)
-    rows = rows.reshape(n, g, -1)
-    for i, own in enumerate(block.positions.tolist()):
-        last = own // index.page
-        partial = _extremes(index.keys[None, last * index.page : own + 1])
-        out[i, :, last] = rows[i] @ partial[0]
-        out[i, :, last + 1 :] = -np.inf
-    return softcapped(out, head.softcap)
+
+    inner: TokenIndex
+    frame: int
+    head: Head
+    claim: Claim | None
+
+    def units(self, c0: int, c1: int) -> Units:
+        """Return the cold tokens themselves."""
+        return token_units(c0, c1)
+
+    def scores(self, block: Block, asked: Array, head: Head) -> Array:
+        """Return the score [n, g, P] of every position of a block for the queries `asked` [n, g, d]."""
+        n, g, d = asked.shape
+        rows = asked.reshape(n * g, d)
+        out = np.empty((n * g, block.scores.shape[-1]), dtype=block.scores.dtype)
+        for start in range(0, out.shape[1], self.frame):
+            page = slice(start, min(start + self.frame, out.shape[1]))
+            queries = query_rows(self.inner, turned_back(rows, start, self.head), head.scale).astype(out.dtype)
+            out[:, page] = queries @ self.inner.records(page, out.dtype).T
+        return softcapped(out.reshape(n, g, -1), head.softcap)
 
 
-def box_rows(queries: Array, scale: float) -> npt.NDArray[np.float64]:
-    """Return [q+, q-, norm] per query: q+ meets the page's maxima, q- its minima."""
-    wide = queries.astype(np.float64) * scale
-    norms = np.linalg.norm(wide, axis=1, keepdims=True) * (1 + 1e-6)
-    return np.concatenate([np.maximum(wide, 0), np.minimum(wide, 0), norms], axis=1)
+def turned_back(rows: Array, position: int | Array, head: Head) -> Array:
+    """Return R(-position) of `rows` [n, d] that are rotated; a position for all of them or one each."""
+    if head.rope is None or head.inv_freq is None:
+        raise ConfigError("sketch.frame: found a trace without RoPE, expected one with it, or no frame")
+    out = np.array(rows)
+    cos, sin = angles(-np.asarray(position, dtype=np.float64), head.inv_freq, out.dtype)
+    turn(out, cos, sin, replace(head.rope, attention_factor=1.0))
+    return out
+
+
+def build_framed(head: Head, fit: slice, sketch: Sketch) -> FramedIndex:
+    """Build a sketch in page-local frames."""
+    frame = sketch.frame or 1
+    positions = np.arange(len(head.keys)) // frame * frame
+    local = turned_back(head.keys, positions, head)
+    queries = head.prompt_queries
+    ages = np.arange(head.context - len(queries), head.context)[:, None]
+    inner = build_sketch(local, fit, sketch, turned_back(queries, ages, head))
+    # Turning back rounds once more, by a few units in the last place of the key.
+    if inner.norms is not None:
+        wider = inner.norms + 16 * np.finfo(local.dtype).eps * _norms(local)
+        inner = replace(inner, norms=wider)
+    return FramedIndex(inner, frame, head, inner.claim)

@@ -15,6 +15,7 @@ from ghostsim.policy.costs import format_bytes
 from ghostsim.trace.compose import Workload
 
 QUALITY = ("step", "layer", "q_head", "read_tokens", "lost_mass", "certified_mass", "violations")
+_ORDER = ("scan", "read", "attend", "decode", "migrate", "write")
 BYTES = ("step", "layer", "kv_head", "op", "role", "nbytes")
 
 
@@ -70,18 +71,15 @@ def step_bytes(
     Tokens that KEEP stores hot are attended in place, others are read from their tier first. ``migrate`` is the
     bookkeeping that a clause rewrites at every step; ``write`` is the new token.
     """
-    token = format_bytes(policy.format, head_dim)
-    hot, cold = int(selection.hot_tokens[row, step]), int(selection.read_tokens[row, step])
-    role = policy.keep[0].role
-    scans = zip(selection.stages, selection.scanned[:, row, step].tolist(), strict=True)
-    state = sum(keep.state for keep in policy.keep) * int(selection.stored_tokens[row, step])
-    moved = [("scan", "index", stage.record_bytes * records) for stage, records in scans]
-    if role == "hot":
-        moved.append(("attend", "hot", (hot + cold) * token))
-    else:
-        moved += [("read", role, cold * token), ("attend", "hot", hot * token)]
-    moved += [("migrate", "hot", state), ("write", "hot", token)]
-    return [entry for entry in moved if entry[2]]
+    moved: dict[tuple[str, str], int] = {}
+    for nbytes in selection.scan_bytes[:, row, step].tolist():
+        moved["scan", "index"] = moved.get(("scan", "index"), 0) + nbytes
+    for stream, nbytes in zip(selection.streams, selection.stream_bytes[:, row, step].tolist(), strict=True):
+        moved[stream.op, stream.role] = moved.get((stream.op, stream.role), 0) + nbytes
+    moved["migrate", "hot"] = int(selection.state_bytes[row, step])
+    moved["write", "hot"] = format_bytes(policy.keep[0].format, head_dim)
+    order = sorted(moved, key=lambda kind: _ORDER.index(kind[0]))
+    return [(*kind, moved[kind]) for kind in order if moved[kind]]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostsim.config.model import Model
-from ghostsim.config.policy import Certify, IntFormat, Policy
+from ghostsim.config.policy import Policy
+from ghostsim.config.rules import Certify
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
-from ghostsim.plan.selection import IndexStage, Selection
-from ghostsim.policy.costs import format_bytes
+from ghostsim.plan.selection import Selection, Stream
 
 Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap"]
@@ -42,14 +42,32 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Tokens of each request, summed over KV heads: arrays [requests, steps, layers]."""
+class _Moved:
+    """Tokens and bytes [requests, steps, layers] of some streams, summed over KV heads."""
 
+    tokens: Ints
+    nbytes: Ints
+    record_bytes: int
+    lossy: bool
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What each request moves, summed over KV heads: arrays [requests, steps, layers]."""
+
+    near: tuple[_Moved, ...]
+    """Pinned tokens, as they are and dequantised."""
+    here: _Moved
+    """Selected tokens that are in HBM."""
+    fetched: _Moved
+    """Selected tokens that come from their tier."""
     hot: Ints
     cold: Ints
     read: Ints
     runs: Ints
-    scanned: Ints
+    state: Ints
+    scanned: tuple[Ints, ...]
+    scan_bytes: tuple[Ints, ...]
 
 
 class _Program:
@@ -58,27 +76,28 @@ class _Program:
     def __init__(self, selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> None:
         self.policy, self.model, self.placement, self.batch = policy, model, placement, batch
         self.requests = range(batch)
-        self.stage = selection.stages[0] if selection.stages else None
-        self.token_bytes = format_bytes(policy.keep[0].format, model.head_dim)
-        self.sizes = _sum_over_heads(selection, batch)
-        self.layers = selection.unit_of.shape[1]
-        self.near_memory = self.stage is not None and placement.site != "gpu"
+        self.stages = selection.stages
         self.apart = placement.kv_tier != "hbm"
+        self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
+        self.layers = selection.unit_of.shape[1]
+        self.token_bytes = max(_clause_bytes(selection.streams).values())
+        self.near_memory = bool(self.stages) and placement.site != "gpu"
+        self.selects = self.apart or bool(self.stages)
 
     def rows(self) -> Iterator[Work]:
         """Yield the rows of one layer in the order in which they may start."""
         yield self._gemm("qkv", self.model.qkv_weights, (("head", 1),))
         yield from self._store()
-        yield self._attend_hot()
+        yield from self._attend_near()
         yield from self._state()
-        if self.stage is not None:
-            yield from self._near_scan(self.stage) if self.near_memory else self._gpu_scan(self.stage)
+        if self.stages:
+            yield from self._near_scan() if self.near_memory else self._gpu_scan()
         if self.apart:
             yield from self._reads()
-        if self.apart or self.stage is not None:
+        if self.selects:
             yield self._attend_survivors()
-        last = "survivors" if self.apart or self.stage is not None else "hot"
-        yield self._gemm("output", self.model.output_weights, ((last, 0),))
+        last = "survivors" if self.selects else "hot"
+        yield self._gemm("output", self.model.output_weights, ((last, 0), *self._warm()))
         yield self._gemm("gate_up", self.model.gate_up_weights, (("output", 0),))
         yield self._gemm("down", self.model.down_weights, (("gate_up", 0),))
         final = np.zeros(self.layers, np.int64)
@@ -91,23 +110,19 @@ class _Program:
 
     # --- hot part and bookkeeping ---
 
-    def _attend_hot(self) -> Work:
-        tokens = self.sizes.hot if self.apart or self.stage is not None else self.sizes.hot + self.sizes.read
-        quantised = isinstance(self.policy.keep[0].format, IntFormat)
-        op: Op = "decode" if quantised else "attend"
-        role: Role = "warm" if quantised else "hot"
-        total = tokens.sum(axis=0)
-        return Work(
-            "hot",
-            op,
-            role,
-            record_bytes=self.token_bytes,
-            nbytes=total * self.token_bytes,
-            records=total,
-            runs=total,
-            flops=total * self._attention_flops(),
-            after=(("qkv", 0),),
-        )
+    def _attend_near(self) -> Iterator[Work]:
+        """Attend what is in HBM and waits for nothing; what is dequantised on the way is a kernel of its own."""
+        for i, moved in enumerate(self.sizes.near):
+            op: Op = "decode" if moved.lossy else "attend"
+            role: Role = "warm" if moved.lossy else "hot"
+            total = moved.tokens.sum(axis=0)
+            yield Work(
+                "warm" if i else "hot", op, role, record_bytes=moved.record_bytes, nbytes=moved.nbytes.sum(axis=0),
+                records=total, runs=total, flops=total * self._attention_flops(), after=(("qkv", 0),),
+            )  # fmt: skip
+
+    def _warm(self) -> tuple[tuple[str, int], ...]:
+        return (("warm", 0),) if len(self.sizes.near) > 1 else ()
 
     def _store(self) -> Iterator[Work]:
         """Write the new token, and move the one that leaves the hot set."""
@@ -119,12 +134,12 @@ class _Program:
         leaving = np.minimum(self.sizes.cold, self.model.kv_heads).sum(axis=0)
         if self.apart:
             yield Work(
-                "age", "migrate" if self.stage else "write", "cold", record_bytes=self.token_bytes,
+                "age", "migrate" if self.stages else "write", "cold", record_bytes=self.token_bytes,
                 nbytes=leaving * self.token_bytes, records=leaving, runs=leaving,
                 after=(("qkv", 0), ("age", self.layers)),
             )  # fmt: skip
-        if self.stage is not None:
-            size = self.stage.record_bytes // self.stage.unit_tokens
+        if self.stages:
+            size = int(sum(stage.record_bytes / stage.unit_tokens for stage in self.stages))
             yield Work(
                 "ghostify", "ghostify", "index", record_bytes=size, nbytes=leaving * size, records=leaving,
                 runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
@@ -132,50 +147,58 @@ class _Program:
 
     def _state(self) -> Iterator[Work]:
         """Rewrite the bookkeeping of every kept token."""
-        state = self.policy.keep[0].state
-        if state:
+        if self.sizes.state.any():
             kept = (self.sizes.hot + self.sizes.read).sum(axis=0)
-            yield Work("state", "migrate", "hot", nbytes=kept * state, records=kept, runs=kept, after=(("hot", 0),))
+            nbytes = self.sizes.state.sum(axis=0)
+            yield Work("state", "migrate", "hot", nbytes=nbytes, records=kept, runs=kept, after=(("hot", 0),))
 
     # --- the filter ---
 
-    def _scan(
-        self, name: str, request: int, stage: IndexStage, scanned: Ints, after: tuple[tuple[str, int], ...]
-    ) -> Work:
-        macs = scanned * stage.macs * self.model.q_per_kv
+    def _scan(self, name: str, request: int, number: int, sizes: tuple[Ints, Ints], first: str) -> Work:
+        """One stage of the cascade: it looks at what the stage before has left."""
+        scanned, nbytes = sizes
+        stage, before = self.stages[number], _stage_name(name, number - 1) if number else first
         return Work(
-            name, "scan", "index", request, record_bytes=stage.record_bytes, nbytes=scanned * stage.record_bytes,
-            records=scanned, runs=np.minimum(scanned, self.model.kv_heads), flops=2 * macs, after=after,
+            _stage_name(name, number), "scan", "index", request, number, record_bytes=max(1, int(stage.record_bytes)),
+            nbytes=nbytes, records=scanned, runs=np.minimum(scanned, self.model.kv_heads),
+            flops=2 * scanned * stage.macs * self.model.q_per_kv, after=((before, 0),),
         )  # fmt: skip
 
-    def _gpu_scan(self, stage: IndexStage) -> Iterator[Work]:
-        scanned = self.sizes.scanned.sum(axis=0)
-        yield self._scan("scan", BATCH, stage, scanned, (("qkv", 0),))
+    def _gpu_scan(self) -> Iterator[Work]:
+        for number in range(len(self.stages)):
+            yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "qkv")
+        scanned = sum(self.sizes.scanned).sum(axis=0)  # type: ignore[union-attr]
         yield Work(
-            "filter",
-            "filter",
-            "index",
-            records=scanned,
-            flops=scanned * self.model.q_per_kv,
-            after=self._decides("scan"),
-        )
+            "filter", "filter", "index", records=scanned, flops=scanned * self.model.q_per_kv,
+            after=self._decides(_stage_name("scan", len(self.stages) - 1)),
+        )  # fmt: skip
 
-    def _near_scan(self, stage: IndexStage) -> Iterator[Work]:
+    def _scanned_by_all(self, number: int) -> tuple[Ints, Ints]:
+        return self.sizes.scanned[number].sum(axis=0), self.sizes.scan_bytes[number].sum(axis=0)
+
+    def _near_scan(self) -> Iterator[Work]:
         """One scan per request and chunk; a PIM kernel runs on all ranks at once, so there it is one per batch."""
-        width = max(_QUERY_BITS, stage.operand_bits)
-        query = self.batch * self.model.kv_heads * self.model.q_per_kv * stage.macs * width // 8
+        width = max(_QUERY_BITS, *(stage.operand_bits for stage in self.stages))
+        macs = sum(stage.macs for stage in self.stages)
+        query = self.batch * self.model.kv_heads * self.model.q_per_kv * macs * width // 8
         yield Work("query", "filter", "index", nbytes=query, records=self.batch, runs=1, after=(("qkv", 0),))
+        last = len(self.stages) - 1
         if self.placement.site == "pim":
-            scanned, read = self.sizes.scanned.sum(axis=0), self.sizes.read.sum(axis=0)
-            yield self._scan("scan", BATCH, stage, scanned, (("query", 0),))
-            yield self._results("filter", BATCH, scanned, read, "scan")
+            for number in range(len(self.stages)):
+                yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "query")
+            scanned, read = self.sizes.scanned[last].sum(axis=0), self.sizes.read.sum(axis=0)
+            yield self._results("filter", BATCH, scanned, read, _stage_name("scan", last))
             return
         for request, chunk in self._pieces():
-            name = f"{request}.{chunk}"
-            scanned = self._part(self.sizes.scanned[request], chunk)
-            yield self._scan(f"scan{name}", request, stage, scanned, (("query", 0),))
-            read = self._part(self.sizes.read[request], chunk)
-            yield self._results(f"filter{name}", request, scanned, read, f"scan{name}")
+            name = f"scan{request}.{chunk}"
+            for number in range(len(self.stages)):
+                yield self._scan(name, request, number, self._scanned_by(request, chunk, number), "query")
+            scanned, read = self._scanned_by(request, chunk, last)[0], self._part(self.sizes.read[request], chunk)
+            yield self._results(f"filter{request}.{chunk}", request, scanned, read, _stage_name(name, last))
+
+    def _scanned_by(self, request: int, chunk: int, number: int) -> tuple[Ints, Ints]:
+        scanned, nbytes = self.sizes.scanned[number][request], self.sizes.scan_bytes[number][request]
+        return self._part(scanned, chunk), self._part(nbytes, chunk)
 
     def _results(self, name: str, request: int, scanned: Ints, read: Ints, scan: str) -> Work:
         nbytes = -(-scanned // 8) if self.placement.result == "bitmap" else read * _ID_BYTES
@@ -187,24 +210,26 @@ class _Program:
 
     def _decides(self, scan: str) -> tuple[tuple[str, int], ...]:
         """A staged certificate needs the normaliser of the hot tokens; the other rules decide on scores alone."""
-        rule = self.policy.read.rule
-        staged = isinstance(rule, Certify) and rule.form == "staged"
+        rules = [selector.rule for selector in self.policy.read.cascade]
+        staged = any(isinstance(rule, Certify) and rule.form == "staged" for rule in rules)
         return ((scan, 0), ("hot", 0)) if staged else ((scan, 0),)
 
     # --- what survives ---
 
     def _reads(self) -> Iterator[Work]:
+        moved = self.sizes.fetched
         for request, chunk in self._pieces():
-            tokens = self._part(self.sizes.read[request], chunk)
+            tokens = self._part(moved.tokens[request], chunk)
             runs = np.minimum(self._part(self.sizes.runs[request], chunk), tokens)
             yield Work(
-                f"read{request}.{chunk}", "read", "cold", request, stage=1, record_bytes=self.token_bytes,
-                nbytes=tokens * self.token_bytes, records=tokens, runs=runs, after=self._may_read(request, chunk),
+                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1,
+                record_bytes=moved.record_bytes, nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
+                runs=runs, after=self._may_read(request, chunk),
             )  # fmt: skip
 
     def _may_read(self, request: int, chunk: int) -> tuple[tuple[str, int], ...]:
         """A fetch waits for its ids; without a filter it runs ahead as far as the layer buffers reach."""
-        if self.stage is None:
+        if not self.stages:
             return (("survivors", _BUFFERED_LAYERS),)
         if self.near_memory and self.placement.site != "pim":
             return ((f"filter{request}.{chunk}", 0),)
@@ -214,13 +239,22 @@ class _Program:
         """Attend what was read: from HBM, unless the SMs read it in place while fetching."""
         tokens, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
         in_place = self.apart and self.placement.fetch == "zero_copy"
+        here, fetched = self.sizes.here, self.sizes.fetched
         role: Role = "hot" if self.apart else "cold"
+        op: Op = "decode" if here.lossy or fetched.lossy else "attend"
         waits = tuple((f"read{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
         return Work(
-            "survivors", "attend", role, stage=1, record_bytes=self.token_bytes,
-            nbytes=0 if in_place else tokens * self.token_bytes, records=tokens, runs=runs,
+            "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
+            nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
             flops=tokens * self._attention_flops(), after=(*waits, ("hot", 0)),
         )  # fmt: skip
+
+    def _landed(self) -> Ints:
+        """Return the bytes of the tokens that are attended from HBM after they came from their tier, now or before."""
+        fetched = self.sizes.fetched
+        if not self.apart:
+            return np.zeros_like(fetched.nbytes.sum(axis=0))
+        return np.asarray(self.sizes.read.sum(axis=0) * fetched.record_bytes)
 
     # --- arithmetic ---
 
@@ -238,20 +272,60 @@ class _Program:
         return np.asarray(sizes * (chunk + 1) // chunks - sizes * chunk // chunks)
 
 
-def _sum_over_heads(selection: Selection, batch: int) -> _Sizes:
+def _clause_bytes(streams: tuple[Stream, ...]) -> dict[int, int]:
+    """Return the bytes of a token of each KEEP clause, K and V together."""
+    found: dict[int, int] = {}
+    for stream in streams:
+        if stream.selected:
+            found[stream.clause] = found.get(stream.clause, 0) + stream.record_bytes
+    return found
+
+
+def _stage_name(name: str, number: int) -> str:
+    return f"{name}s{number}" if number else name
+
+
+def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
     rows = selection.unit_of[:batch]
 
     def per_request(values: Ints) -> Ints:
         return np.asarray(values[rows].sum(axis=2, dtype=np.int64).swapaxes(1, 2))
 
-    scanned = selection.scanned[0] if selection.stages else np.zeros_like(selection.hot_tokens)
+    def moved(of: list[int]) -> _Moved:
+        zero = np.zeros((batch, selection.steps, rows.shape[1]), np.int64)
+        kinds = {(selection.streams[i].clause, selection.streams[i].selected): i for i in reversed(of)}
+        tokens = sum((per_request(selection.stream_tokens[i]) for i in kinds.values()), zero)
+        nbytes = sum((per_request(selection.stream_bytes[i]) for i in of), zero)
+        lossy = any(selection.streams[i].role == "warm" for i in of)
+        return _Moved(tokens, nbytes, -(-int(nbytes.sum()) // max(1, int(tokens.sum()))), lossy)
+
+    near, here, fetched = _ways(selection.streams, selects=apart or bool(selection.stages), apart=apart)
     return _Sizes(
+        near=tuple(moved(of) for of in near),
+        here=moved(here),
+        fetched=moved(fetched),
         hot=per_request(selection.hot_tokens),
         cold=per_request(selection.cold_tokens),
         read=per_request(selection.read_tokens),
         runs=per_request(selection.read_runs),
-        scanned=per_request(scanned),
+        state=per_request(selection.state_bytes),
+        scanned=tuple(per_request(each) for each in selection.scanned),
+        scan_bytes=tuple(per_request(each) for each in selection.scan_bytes),
     )
+
+
+def _ways(streams: tuple[Stream, ...], *, selects: bool, apart: bool) -> tuple[list[list[int]], list[int], list[int]]:
+    """Return the streams that are attended at once (as they are, dequantised), after selection, and after a fetch.
+
+    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there.
+    """
+    at_once = [i for i, stream in enumerate(streams) if not (stream.selected and selects)]
+    later = [i for i, stream in enumerate(streams) if stream.selected and selects]
+    cold = [i for i in later if streams[i].role == "cold"] or later
+    fetched = cold if apart else []
+    plain = [i for i in at_once if streams[i].op != "decode"]
+    lossy = [i for i in at_once if streams[i].op == "decode"]
+    return [of for of in (plain, lossy) if of], [i for i in later if i not in fetched], fetched
 
 
 def place(selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> Plan:
@@ -271,6 +345,6 @@ def place(selection: Selection, policy: Policy, model: Model, placement: Placeme
     """
     program = _Program(selection, policy, model, placement, batch)
     tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": "hbm", "cold": placement.kv_tier}
-    if program.stage is not None:
+    if program.stages:
         tiers["index"] = placement.index_tier
     return build(list(program.rows()), tiers, selection.steps, program.layers)

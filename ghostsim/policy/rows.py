@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.config.policy import Certify, Policy, kind_of
-from ghostsim.plan.selection import Bits, Floats, IndexStage, Ints
+from ghostsim.config.policy import Policy
+from ghostsim.config.scores import kind_of
+from ghostsim.plan.selection import Bits, Floats, Ints
+from ghostsim.policy.formats import codec_known
 
 _CLAIMING = ("exact", "upper-bound", "claimed")
 
@@ -24,6 +26,10 @@ class HeadRows:
     read_tokens: Ints
     read_runs: Ints
     scanned: Ints
+    scan_bytes: Ints
+    stream_tokens: Ints
+    stream_bytes: Ints
+    state_bytes: Ints
     lost_mass: Floats
     certified_mass: Floats | None
     violations: Ints | None
@@ -41,37 +47,66 @@ class HeadRows:
         return np.flatnonzero(np.unpackbits(self.sets[step], bitorder="little")).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths of the axes of a head's rows."""
+
+    steps: int
+    q_per_kv: int
+    stages: int
+    streams: int
+    tokens: int
+
+
 def claims(policy: Policy) -> bool:
-    """Whether the READ score of a policy claims to bound the exact score from above."""
-    return policy.read.score is not None and kind_of(policy.read.score) in _CLAIMING
+    """Whether every READ score of a policy claims to bound the exact score from above."""
+    scores = [each.score for each in policy.read.cascade if each.score is not None]
+    return bool(scores) and all(kind_of(score) in _CLAIMING for score in scores) and policy.read.lag == "none"
 
 
-def empty_rows(
-    policy: Policy, stages: tuple[IndexStage, ...], shape: tuple[int, int], tokens: int, values: bool
-) -> HeadRows:
-    """Return rows of zeros for `shape` = (steps, query heads)."""
-    steps, g = shape
-    certified, claimed = isinstance(policy.read.rule, Certify), claims(policy)
-    per_step = [np.zeros(steps, dtype=np.int64) for _ in range(8)]
-    per_query = [np.zeros((steps, g), dtype=np.int64) for _ in range(4)]
-    per_mass = [np.zeros((steps, g)) for _ in range(4)]
+def absent(policy: Policy, *, values: bool) -> frozenset[str]:
+    """Return the fields that a policy does not have, on heads with or without `values`."""
+    there = {
+        "certified_mass": policy.read.certified,
+        "violations": claims(policy),
+        "violated_mass": claims(policy),
+        "output_error": values and codec_known(policy) and policy.read.completion != "state",
+    }
+    return frozenset(name for name, present in there.items() if not present)
+
+
+def empty_rows(policy: Policy, sizes: Sizes, *, values: bool) -> HeadRows:
+    """Return rows of zeros."""
+    step, query = (sizes.steps,), (sizes.steps, sizes.q_per_kv)
+    missing = absent(policy, values=values)
+
+    def whole(*shape: int) -> Ints:
+        return np.zeros(shape, dtype=np.int64)
+
+    def mass(name: str) -> Floats | None:
+        return None if name in missing else np.zeros(query)
+
     return HeadRows(
-        attended=per_step[0],
-        hot_tokens=per_step[1],
-        cold_tokens=per_step[2],
-        stored_tokens=per_step[3],
-        read_tokens=per_step[4],
-        read_runs=per_step[5],
-        scanned=np.zeros((len(stages), steps), dtype=np.int64),
-        lost_mass=per_mass[0],
-        certified_mass=per_mass[1] if certified else None,
-        violations=per_query[0] if claimed else None,
-        violated_mass=per_mass[2] if claimed else None,
-        bound_checks=per_query[1],
-        top_cold=per_query[2],
-        top_eliminated=per_query[3],
-        needless_reads=per_step[6],
-        oracle_reads=per_step[7],
-        output_error=per_mass[3] if values else None,
-        sets=np.zeros((steps, (tokens + 7) // 8), dtype=np.uint8),
+        attended=whole(*step),
+        hot_tokens=whole(*step),
+        cold_tokens=whole(*step),
+        stored_tokens=whole(*step),
+        read_tokens=whole(*step),
+        read_runs=whole(*step),
+        scanned=whole(sizes.stages, *step),
+        scan_bytes=whole(sizes.stages, *step),
+        stream_tokens=whole(sizes.streams, *step),
+        stream_bytes=whole(sizes.streams, *step),
+        state_bytes=whole(*step),
+        lost_mass=np.zeros(query),
+        certified_mass=mass("certified_mass"),
+        violations=None if "violations" in missing else whole(*query),
+        violated_mass=mass("violated_mass"),
+        bound_checks=whole(*query),
+        top_cold=whole(*query),
+        top_eliminated=whole(*query),
+        needless_reads=whole(*step),
+        oracle_reads=whole(*step),
+        output_error=mass("output_error"),
+        sets=np.zeros((sizes.steps, (sizes.tokens + 7) // 8), dtype=np.uint8),
     )

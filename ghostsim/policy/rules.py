@@ -31,6 +31,20 @@ def take_top(scores: Array, k: int) -> Mask:
     return mask
 
 
+def agreed_top(scores: Array, k: int, reduce: str) -> Mask:
+    """Take the k best units for a KV head from the scores [g, n] of its query heads."""
+    if reduce == "any":
+        return np.asarray(np.stack([take_top(row, k) for row in scores]).any(axis=0))
+    return take_top(combined(scores, reduce), k)
+
+
+def combined(scores: Array, reduce: str) -> Array:
+    """Return one score [n] for the group from `scores` [g, n]."""
+    if reduce == "max":
+        return np.asarray(scores.max(axis=0))
+    return np.asarray(scores.mean(axis=0) if reduce == "mean" else scores.sum(axis=0))
+
+
 @dataclass(frozen=True, eq=False)
 class Ledger:
     """What leaving units out costs, sorted into bins of their bound; floor(`bins`) [g, n] is the bin of each unit."""

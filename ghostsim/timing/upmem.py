@@ -136,7 +136,7 @@ def issue_cycles(instructions: float, tasklets: int) -> float:
 
 
 def scan_cycles_per_record(
-    spec: UpmemSpec, work: DotProduct, record_bytes: int, transfer_bytes: int = DMA_MAX_BYTES
+    spec: UpmemSpec, work: DotProduct, record_bytes: float, transfer_bytes: int = DMA_MAX_BYTES
 ) -> float:
     """Return the DPU cycles per record of an index scan: instruction issue or DMA engine, whichever is busier.
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ghostsim.errors import ConfigError
 from ghostsim.seeding import generator
-from ghostsim.trace.format import Trace
+from ghostsim.trace.format import Rope, Trace
 from ghostsim.trace.rope import Turner, rotate
 
 SEGMENT = 512
@@ -61,6 +61,10 @@ class Head:
     scale: float
     softcap: float | None
     window: int | None
+    inv_freq: Array | None = None
+    rope: Rope | None = None
+    token_class: Array | None = None
+    """[context + steps] uint8, where it was recorded."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,17 @@ class Workload:
             scale=own.model.scale,
             softcap=own.model.softcap,
             window=own.model.window[layer],
+            inv_freq=None if own.inv_freq is None else np.asarray(own.inv_freq[layer]),
+            rope=own.rope,
+            token_class=self._token_class(request),
         )
+
+    def _token_class(self, request: int) -> Array | None:
+        if not self.holds(request, "token_class"):
+            return None
+        pieces = self.sequences[request].pieces
+        found = [(self.traces[p.trace].token_class, p) for p in pieces]
+        return np.concatenate([rows[p.start : p.start + p.length] for rows, p in found if rows is not None])
 
     def token_ids(self, request: int) -> npt.NDArray[np.int32]:
         """Return the recorded token ids of a request, int32 [context + steps]."""

@@ -156,7 +156,7 @@ CASES = [
         "quest:4:7",
         "found certify on the score sketch",
     ),
-    ("quest", "unit: page", "unit: token", "quest:4:7", "expected page for box only"),
+    ("quest", "unit: page", "unit: token", "quest:4:7", "expected page"),
     ("quest", "role: hot", "role: tepid", "quest:3:55", "keep.0.role: found 'tepid'"),
     ("quest", "every: step", "evry: step", "quest:3:9", "did you mean 'every'"),
     (
@@ -166,7 +166,7 @@ CASES = [
         "quest:3:7",
         "found an empty list",
     ),
-    ("quest", "format: fp16", "format: {int: {bits: 3}}", "quest:3:56", "keep.0.format.int.bits: found 3"),
+    ("quest", "format: fp16", "format: {int: {bits: 5}}", "quest:3:56", "keep.0.format.int.bits: found 5"),
     ("quest", "read: ", "reed: ", "quest:4:1", "did you mean 'read'"),
     # sweeps
     ("sweep", "grid:", "gird:", "sweep:3:1", "did you mean 'grid'"),

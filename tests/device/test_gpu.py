@@ -24,7 +24,7 @@ def gemm(rig, m):
 
 
 def attention(tokens, batch=8, runs=None, token_bytes=512):
-    return lambda rig: gpu(rig).attention(LLAMA, batch, tokens, token_bytes, tokens * FLOPS_PER_TOKEN, runs)
+    return lambda rig: gpu(rig).attention(LLAMA, batch, tokens, tokens * token_bytes, tokens * FLOPS_PER_TOKEN, runs)
 
 
 def test_a_small_gemm_takes_its_launch():
@@ -73,7 +73,9 @@ def test_attention_over_integers_pays_for_dequantisation():
     tokens = 8 * 8 * 131072
     slow = part("h100_sxm", "vector_macs=0.5 TMAC/s")
     took = alone_ps(
-        lambda rig: GpuDevice(rig.network, "g", slow).attention(LLAMA, 8, tokens, 136, tokens * FLOPS_PER_TOKEN)
+        lambda rig: GpuDevice(rig.network, "g", slow).attention(
+            LLAMA, 8, tokens, tokens * 136, tokens * FLOPS_PER_TOKEN
+        )
     )
     assert took == pytest.approx(tokens * 256 / 0.5e12 * PS, rel=0.02)
 
@@ -106,7 +108,7 @@ def test_scan_and_attention_share_hbm():
     rig = Rig()
     device = gpu(rig)
     tokens = 8 * 8 * 32768
-    rig.job("attend", device.attention(LLAMA, 8, tokens, 512, tokens * FLOPS_PER_TOKEN))
+    rig.job("attend", device.attention(LLAMA, 8, tokens, tokens * 512, tokens * FLOPS_PER_TOKEN))
     rig.job("scan", device.scan(tokens * 512, 0))
     both = max(rig.run().values())
     one = alone_ps(attention(tokens))

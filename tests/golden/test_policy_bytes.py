@@ -10,9 +10,8 @@ import yaml
 
 from ghostsim import bundled
 from ghostsim.config.policy import Policy
-from ghostsim.policy.costs import format_bytes, index_stages
-from ghostsim.policy.evaluate import specialised
 from ghostsim.policy.head import evaluate_head
+from ghostsim.policy.variants import specialised
 from ghostsim.trace.compose import Head
 
 LAYERS, KV_HEADS, HEAD_DIM, N = 32, 8, 128, 131072
@@ -55,18 +54,15 @@ def load(name: str) -> Policy:
 
 def step_bytes(policy: Policy, head: Head) -> tuple[int, int]:
     """Return (index bytes, KV bytes) of one step over all layers and KV heads."""
-    token, stages = format_bytes(policy.format, HEAD_DIM), index_stages(policy, HEAD_DIM)
     index = kv = 0
-    variants = [specialised(policy, layer) for layer in range(LAYERS)]
     rows = {}
-    for variant in variants:
+    for layer in range(LAYERS):
+        variant = specialised(policy, layer, LAYERS)
         key = variant.model_dump_json()
         if key not in rows:
             rows[key] = evaluate_head(variant, head)
-        index += KV_HEADS * sum(
-            stage.record_bytes * int(count) for stage, count in zip(stages, rows[key].scanned[:, 0], strict=True)
-        )
-        kv += KV_HEADS * token * int(rows[key].hot_tokens[0] + rows[key].read_tokens[0])
+        index += KV_HEADS * int(rows[key].scan_bytes[:, 0].sum())
+        kv += KV_HEADS * int(rows[key].stream_bytes[:, 0].sum())
     return index, kv
 
 

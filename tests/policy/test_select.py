@@ -21,7 +21,7 @@ from ghostsim.policy.output import positions_read, write_evaluation
 from ghostsim.trace.compose import Shape, compose
 from ghostsim.trace.format import open_trace
 
-ARRAYS = [item.name for item in fields(Selection) if item.name not in ("policy", "workload_hash", "stages")]
+ARRAYS = [item.name for item in fields(Selection) if item.name not in ("policy", "workload_hash", "stages", "streams")]
 
 
 @pytest.fixture(scope="module")

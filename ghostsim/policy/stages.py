@@ -1,0 +1,153 @@
+"""One selector of READ on one head: which units of the cold tokens it takes at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ghostsim.config.policy import Selector
+from ghostsim.config.rules import Above, AllRule, Certify, Margin, NoneRule, Sample, TopFrac, TopK
+from ghostsim.config.scores import CentroidScore, MeanScore
+from ghostsim.policy.cold import Cold, certified_read, exponentials
+from ghostsim.policy.exact import Array, Block, Floats
+from ghostsim.policy.keep import budget, chosen_together
+from ghostsim.policy.rules import Mask, agreed_top, combined, take_top
+from ghostsim.policy.scoring import Index
+from ghostsim.policy.units import Units, token_units
+from ghostsim.trace.compose import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """The units of one head at one step and their scores [g, units]; -inf for a unit that cannot be taken."""
+
+    cold: Cold
+    units: Units
+    raw: Array | None
+    """[g, units] scores, of units that cannot be taken too."""
+    scores: Array | None
+    alive: Mask | None
+    """[tokens] what earlier stages and KEEP have left; None: all of them."""
+    gone: Floats
+    """[g] exact softmax sum of what earlier stages have left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What a stage took: a mask of units, of tokens, and exp(bound - peak) of the units where it certifies."""
+
+    units: Mask
+    tokens: Mask
+    mass: Array | None = None
+
+
+class Stage:
+    """A selector with its index on one head."""
+
+    def __init__(self, selector: Selector, head: Head, index: Index | None) -> None:
+        self.selector, self.head, self.index = selector, head, index
+        self._scores: Array | None = None
+
+    def begin(self, block: Block, asked: Array) -> None:
+        """Score the units of a block for the queries `asked` [n, g, d]."""
+        self._scores = None if self.index is None else self.index.scores(block, asked, self.head)
+
+    def offer(self, cold: Cold, alive: Mask | None, gone: Floats) -> Offer:
+        """Return the units of the cold tokens; those without a token `alive` [tokens] cannot be taken."""
+        if self.index is None or self._scores is None:
+            return Offer(cold, token_units(cold.c0, cold.c1), None, None, alive, gone)
+        units = self.index.units(cold.c0, cold.c1)
+        raw = self._scores[cold.step, :, units.columns]
+        there = None if alive is None else units.any(alive)
+        if units.labels is not None and units.sizes is not None:
+            there = units.sizes > 0 if there is None else there & (units.sizes > 0)
+        return Offer(cold, units, raw, raw if there is None else np.where(there, raw, -np.inf), alive, gone)
+
+    def scanned(self, cold: Cold, begin: int, own: int, alive: Mask | None, first: bool) -> int:
+        """Return how many records are looked at."""
+        if self.index is None:
+            return 0
+        page, score = self.selector.page, self.selector.score
+        if first and isinstance(score, CentroidScore):
+            return self.index.units(cold.c0, cold.c1).count
+        certified = isinstance(self.selector.rule, Certify)
+        if first and page > 1 and not certified and not isinstance(score, MeanScore):
+            return own // page - begin // page + 1
+        if alive is None:
+            return self.index.units(cold.c0, cold.c1).count
+        return int(np.count_nonzero(self.index.units(cold.c0, cold.c1).any(alive)))
+
+
+def take(stage: Stage, offer: Offer) -> Taken:
+    """Take units by the selector's rule, each head for itself."""
+    selector, units = stage.selector, offer.units
+    if offer.scores is None or offer.raw is None:
+        every = np.full(offer.cold.size, isinstance(selector.rule, AllRule))
+        return Taken(every, every)
+    if isinstance(selector.rule, Certify):
+        shifted, mass = exponentials(offer.scores, offer.cold)
+        taken = certified_read(selector.rule, shifted, mass, offer.cold, units, offer.alive, offer.gone)
+        return Taken(taken, units.spread(taken), mass)
+    taken = ranked(selector, _reducible(selector, offer.scores))
+    return Taken(taken, units.spread(taken))
+
+
+def take_together(selector: Selector, offers: Sequence[Offer]) -> list[Taken]:
+    """Take units with one mind for the heads of a scope."""
+    scores = [_reducible(selector, offer.scores) for offer in offers if offer.scores is not None]
+    if len(scores) < len(offers):
+        every = [np.full(offer.cold.size, isinstance(selector.rule, AllRule)) for offer in offers]
+        return [Taken(mask, mask) for mask in every]
+    if selector.together == "count":
+        masks = _counted(selector, scores)
+    elif selector.together == "set":
+        masks = [ranked(selector, np.concatenate(scores))] * len(scores)
+    else:
+        masks = chosen_together(selector, scores, _budget(selector, scores[0].shape[1]))
+    return [Taken(mask, offer.units.spread(mask)) for mask, offer in zip(masks, offers, strict=True)]
+
+
+def _counted(selector: Selector, scores: Sequence[Array]) -> list[Mask]:
+    """Let every query head take as many as all would take on average (InfiniGen)."""
+    alone = [np.count_nonzero(_each(selector, row)) for part in scores for row in part]
+    k = int(np.mean(alone))
+    return [np.asarray(np.stack([take_top(row, k) for row in part]).any(axis=0)) for part in scores]
+
+
+def _each(selector: Selector, row: Array) -> Mask:
+    assert isinstance(selector.rule, Margin)
+    near = row >= row.max(initial=-np.inf) - selector.rule.margin
+    most = int(selector.rule.most * len(row))
+    return take_top(row, most) if np.count_nonzero(near) > most else near & np.isfinite(row)
+
+
+def _reducible(selector: Selector, scores: Array | None) -> Array:
+    """Return scores as they are reduced: as probabilities over the units where the selector says so."""
+    assert scores is not None
+    if not selector.softmax or not scores.shape[1]:
+        return scores
+    wide = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares = wide / wide.sum(axis=1, keepdims=True)
+    return np.asarray(np.where(np.isfinite(scores), shares, -np.inf))
+
+
+def _budget(selector: Selector, n: int) -> int:
+    return budget(selector, n) - (1 if selector.pin.last_page else 0)
+
+
+def ranked(selector: Selector, scores: Array) -> Mask:
+    """Return the units [n] that a rule takes by `scores` [g, n]."""
+    match selector.rule:
+        case TopK() | TopFrac():
+            return agreed_top(scores, _budget(selector, scores.shape[1]), selector.reduce)
+        case Above(above=theta) | Sample(sample=theta):
+            agreed = scores.max(axis=0) if selector.reduce == "any" else combined(scores, selector.reduce)
+            return np.asarray(agreed >= theta)
+        case Margin():
+            agreed = scores if selector.reduce == "any" else combined(scores, selector.reduce)[None]
+            return np.asarray(np.stack([_each(selector, row) for row in agreed]).any(axis=0))
+        case NoneRule():
+            return np.zeros(scores.shape[1], dtype=bool)
+    raise AssertionError(selector.rule)

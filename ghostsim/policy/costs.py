@@ -93,6 +93,12 @@ class Part:
     clause: int
     sides: tuple[Side, ...]
     role: Role
+    exact_pins: bool
+    """Whether pinned tokens have a copy in fp16: where the clause keeps anything outside HBM."""
+
+    def pinned_bytes(self, tokens: int, d: int) -> int:
+        """Return the bytes of `tokens` pinned ones."""
+        return tokens * len(self.sides) * d * FP16_BYTES if self.exact_pins else self.nbytes(tokens, 0, d)
 
     def nbytes(self, tokens: int, stored: int, d: int) -> int:
         """Return the bytes of `tokens`; of a format with a residual the newest of all `stored` are in fp16."""
@@ -109,10 +115,11 @@ def parts_of(policy: Policy) -> tuple[Part, ...]:
     parts: list[Part] = []
     for i, keep in enumerate(policy.keep):
         k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
+        away = "cold" in roles
         if roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format):
-            parts.append(Part(i, (k, v), roles[0]))
+            parts.append(Part(i, (k, v), roles[0], away))
         else:
-            parts += [Part(i, (k,), roles[0]), Part(i, (v,), roles[1])]
+            parts += [Part(i, (k,), roles[0], away), Part(i, (v,), roles[1], away)]
     return tuple(parts)
 
 
@@ -123,10 +130,10 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         plain = all(isinstance(side, Fp16Format) for side in part.sides)
         size = sum(side_bytes(side, d) for side in part.sides)
         op: Literal["attend", "decode"] = "attend" if plain else "decode"
-        near = Stream(op, "hot" if plain else "warm", part.clause, selected=False, record_bytes=size)
+        here = Stream(op, "hot" if plain else "warm", part.clause, selected=True, record_bytes=size)
         far = Stream("read", "cold", part.clause, selected=True, record_bytes=size)
-        here = replace(near, selected=True)
-        streams += [near, far if part.role == "cold" else here]
+        copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
+        streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role == "cold" else here]
     return tuple(streams)
 
 

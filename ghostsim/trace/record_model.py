@@ -37,7 +37,7 @@ def load_model(name: str, device: str) -> nn.Module:
         )
         return model.to(device).eval()
     except Exception as error:  # noqa: BLE001  (loaders of third parties raise anything)
-        raise _refused(name, "model", error) from None
+        raise refused(name, "model", error) from None
 
 
 def _quiet() -> None:
@@ -45,7 +45,8 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _refused(name: str, what: str, error: Exception) -> InputError:
+def refused(name: str, what: str, error: Exception) -> InputError:
+    """Return the error that says in one line which part of a model fails, and why."""
     reason = " ".join(str(error).split())[:300]
     return InputError(
         f"MODEL: found {name!r}, whose {what} fails ({reason}), "
@@ -97,7 +98,7 @@ def _ids_of(source: Path, model: str) -> npt.NDArray[np.int64]:
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
         return np.asarray([_whole(number) for number in json.loads(text)], dtype=np.int64)
-    return np.asarray(_tokenizer(model)(text)["input_ids"], dtype=np.int64)
+    return np.asarray(load_tokenizer(model)(text)["input_ids"], dtype=np.int64)
 
 
 def _whole(number: object) -> int:
@@ -106,13 +107,20 @@ def _whole(number: object) -> int:
     return number
 
 
-def _tokenizer(model: str) -> Callable[[str], dict[str, Any]]:
+def load_tokenizer(model: str) -> Callable[..., dict[str, Any]]:
+    """Load the tokenizer of a model.
+
+    Raises
+    ------
+    InputError
+        If transformers cannot load it.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except Exception as error:  # noqa: BLE001
-        raise _refused(model, "tokenizer", error) from None
+        raise refused(model, "tokenizer", error) from None
     tokenizer.model_max_length = 1 << 40  # the length is checked where it is known
-    return cast(Callable[[str], dict[str, Any]], tokenizer)
+    return cast(Callable[..., dict[str, Any]], tokenizer)
 
 
 def check_runs(model: nn.Module, ids: Tensor) -> None:
@@ -127,7 +135,7 @@ def check_runs(model: nn.Module, ids: Tensor) -> None:
         with torch.inference_mode():
             model(input_ids=ids[None], use_cache=False)
     except Exception as error:  # noqa: BLE001
-        raise _refused(type(model).__name__, "forward", error) from None
+        raise refused(type(model).__name__, "forward", error) from None
 
 
 def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], None]) -> Ids:

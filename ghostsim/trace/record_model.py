@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -140,14 +141,16 @@ def check_runs(model: nn.Module, ids: Tensor) -> None:
 
 def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], None]) -> Ids:
     """Return `prompt` and `count` more tokens, each the likeliest one."""
+    # transformers renamed the argument in 5.x and warns of the old name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     device = next(model.parameters()).device
     ids, cache = torch.tensor(prompt, dtype=torch.long, device=device)[None], None
     pending, new = list(ids.split(PREFILL, dim=1)), list[int]()
     with torch.inference_mode():
         while len(new) < count:
             say(f"generate token {len(new) + 1} of {count}")
-            out = model(input_ids=pending.pop(0), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(input_ids=pending.pop(0), use_cache=True, **{name: cache})
+            cache = getattr(out, name)
             if not pending:
                 new.append(int(out.logits[0, -1].argmax()))
                 pending = [torch.tensor([new[-1:]], device=device)]

@@ -16,21 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from ghostsim.config.policy import IntFormat, Policy
-from ghostsim.errors import GhostsimError, InvariantError
+from ghostsim.errors import InputError, InvariantError
 from ghostsim.policy.evaluate import specialised
 from ghostsim.policy.formats import dequantised
 from ghostsim.policy.head import evaluate_heads
 from ghostsim.policy.rows import HeadRows
-from ghostsim.study.facts import Script
+from ghostsim.study.facts import Ids, Script
 from ghostsim.trace.compose import Head
 from ghostsim.trace.record_capture import Call, Listener, Seen, decoder_layers
 from ghostsim.trace.record_check import OUTPUT, band
 from ghostsim.trace.record_geometry import as_numpy, window_of
-from ghostsim.trace.record_model import losses, refused
+from ghostsim.trace.record_model import check_runs, losses
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+_LOOK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class ClosedLoop:
     def __init__(self, model: nn.Module, script: Script, queries: int, say: Callable[[str], None]) -> None:
         self.model, self.script, self.queries, self.say = model, script, queries, say
         self.layers = decoder_layers(model)
+        check_runs(model, self._tensor(script.ids[:_LOOK]))
         self._prompt: dict[int, Tensor] = {}
         """Attention outputs [H, prompt, value dims] by layer: a policy changes decode steps only."""
 
@@ -87,10 +90,11 @@ class ClosedLoop:
 
         try:
             decoded = self._run(handle)
-        except GhostsimError:
-            raise
-        except Exception as error:  # noqa: BLE001  (models of third parties raise anything)
-            raise refused(type(self.model).__name__, f"forward over {len(self.script.ids)} tokens", error) from None
+        except IndexError:  # of the embedding of positions
+            raise InputError(
+                f"--prompt, --steps and --facts: found {len(self.script.ids)} tokens, expected at most as many as "
+                f"{type(self.model).__name__} has learned positions"
+            ) from None
         return decoded, [_joined(layers) for layers in zip(*found, strict=True)]
 
     def closed(self, policy: Policy) -> tuple[Decoded, Reads]:
@@ -107,11 +111,13 @@ class ClosedLoop:
         decoded = self._run(handle)
         return decoded, _joined(found)
 
+    def _tensor(self, ids: Ids) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=next(self.model.parameters()).device)
+
     def _run(self, handle: Callable[[Seen], Tensor]) -> Decoded:
-        device, targets = next(self.model.parameters()).device, self.script.targets
+        targets = self.script.targets
         listener = Listener(self.model, self.layers, handle, rotated=True, ahead=True)
-        ids = torch.tensor(self.script.ids, dtype=torch.long, device=device)
-        logits = listener.run(ids, logits=len(targets))
+        logits = listener.run(self._tensor(self.script.ids), logits=len(targets))
         return Decoded(losses(logits, targets), logits.argmax(dim=-1).cpu().numpy() == targets)
 
 
@@ -149,7 +155,7 @@ class Layer:
             context=prompt,
             keys=_wide(call.key[kv_head]),
             queries=query[prompt:],
-            prompt_queries=query[max(0, prompt - queries) : prompt],
+            prompt_queries=query[prompt - queries : prompt],
             values=_wide(call.value[kv_head]),
             q_ahead=ahead[prompt:],
             scale=call.scale,

@@ -42,6 +42,11 @@ class Decode:
     seed: int = 1
     device: str = "cpu"
 
+    @property
+    def prompt_queries(self) -> int:
+        """Prompt queries that policies may see."""
+        return self.prompt_len if self.q_prompt is None else min(self.q_prompt, self.prompt_len)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -82,14 +87,14 @@ def perplexity(asked: Decode, say: Callable[[str], None] = lambda _: None) -> Pe
     say("load the model")
     model = load_model(asked.model, asked.device)
     script = _script(asked, model.config.get_text_config().vocab_size)
-    loop = ClosedLoop(model, script, asked.prompt_len if asked.q_prompt is None else asked.q_prompt, say)
+    loop = ClosedLoop(model, script, asked.prompt_queries, say)
     full, opened = loop.full(asked.policies)
-    outcomes = [Outcome(p, *_swapped(loop.closed(p), reads)) for p, reads in zip(asked.policies, opened, strict=True)]
+    closed = [loop.closed(policy) for policy in asked.policies]
+    outcomes = [
+        Outcome(policy, decoded, before, after)
+        for policy, before, (decoded, after) in zip(asked.policies, opened, closed, strict=True)
+    ]
     return Perplexity(asked, script, full, tuple(outcomes))
-
-
-def _swapped(closed: tuple[Decoded, Reads], opened: Reads) -> tuple[Decoded, Reads, Reads]:
-    return closed[0], opened, closed[1]
 
 
 def _check(asked: Decode) -> None:
@@ -150,7 +155,7 @@ def figures(found: Perplexity) -> dict[str, Any]:
     """Return the result as an object with `schema` 1.
 
     Perplexity is over the steps of the text, lost mass over all steps, layers and query heads, `answer_nats` over the
-    tokens of the answers.
+    tokens of the answers. `standard_error` is that of the mean difference in nats, step against step.
     """
     asked, script = found.asked, found.script
     return {
@@ -161,6 +166,7 @@ def figures(found: Perplexity) -> dict[str, Any]:
         "steps": script.text_steps,
         "question_steps": script.steps - script.text_steps,
         "facts": len(script.answers),
+        "q_prompt": asked.prompt_queries,
         "seed": asked.seed,
         "full": _decoded_figures(found.full, script),
         "policies": {outcome.policy.name: _outcome_figures(outcome, found) for outcome in found.outcomes},
@@ -182,6 +188,7 @@ def _outcome_figures(outcome: Outcome, found: Perplexity) -> dict[str, Any]:
     own, full = (_decoded_figures(decoded, found.script) for decoded in (outcome.decoded, found.full))
     opened, closed = _spread(outcome.open.lost_mass), _spread(outcome.closed.lost_mass)
     delta = {key: own[key] - full[key] for key in ("perplexity", "nats_per_token")}
+    delta["standard_error"] = _standard_error((outcome.decoded.loss - found.full.loss)[: found.script.text_steps])
     gap = {key: closed[key] - opened[key] for key in opened}
     return own | {
         "delta": delta,
@@ -189,6 +196,11 @@ def _outcome_figures(outcome: Outcome, found: Perplexity) -> dict[str, Any]:
         "read_share": float(outcome.closed.share.mean()),
         "lossless": outcome.policy.lossless,
     }
+
+
+def _standard_error(values: Floats) -> float:
+    """Return the standard error of a mean; 0 for a single value, of which nothing is known."""
+    return float(values.std(ddof=1, dtype=np.float64) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _spread(values: Floats) -> dict[str, float]:
@@ -220,21 +232,19 @@ def _rows(found: Perplexity) -> Iterator[Sequence[str]]:
 
 # --- text --------------------------------------------------------------------------------------------------------
 
-_HEAD = ("perplexity", "nats/token", "delta", "read", "open mean", "p99", "max", "closed mean", "p99", "max", "gap")
+_LOSS = ("policy", "perplexity", "nats/token", "delta", "+-", "read")
+_RECALL = ("recall", "answer nats")
+_LOST = ("lost mass", *(f"{loop} {key}" for loop in ("open", "closed", "gap") for key in ("mean", "p99", "max")))
 
 
 def perplexity_text(found: Perplexity) -> str:
-    """Return the result as a table, with what its columns mean."""
+    """Return the result as two tables, losses and lost mass, with what their columns mean."""
     result = figures(found)
-    head = ["policy", *_HEAD, *(("recall", "answer nats") if result["facts"] else ())]
-    rows = [
-        ["full attention", *_decode_cells(result["full"]), *[""] * (len(_HEAD) - 2), *_recall_cells(result["full"])]
-    ]
-    rows += [
-        [name if own["lossless"] else f"{name} (not lossless)", *_policy_cells(own), *_recall_cells(own)]
-        for name, own in result["policies"].items()
-    ]
-    return "\n".join([_title(result), "", *_aligned([head, *rows]), "", *_notes(result)])
+    names = {name: name if own["lossless"] else f"{name} (not lossless)" for name, own in result["policies"].items()}
+    losses = [[*_LOSS, *(_RECALL if result["facts"] else ())], _loss_row("full attention", result["full"])]
+    losses += [_loss_row(names[name], own) for name, own in result["policies"].items()]
+    masses = [_LOST, *(_lost_row(names[name], own) for name, own in result["policies"].items())]
+    return "\n".join([_title(result), "", *_aligned(losses), "", *_aligned(masses), "", *_notes(result)])
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -244,27 +254,27 @@ def _title(result: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> list[str]:
     notes = [
-        "delta: nats/token more than full attention. read: share of the attended positions that are read.",
-        "open: lost mass on the queries and keys of full attention; closed: on those of the model that attends only to",
-        "what the policy reads, over steps, layers and query heads. gap: closed mean - open mean.",
+        "delta: nats/token more than full attention, with the standard error of the mean over steps.",
+        "read: share of the attended positions that are read.",
+        "Lost mass is over steps, layers and query heads: in open loop on the queries and keys of full attention, in",
+        "closed loop on those of the model that attends only to what the policy reads; gap: closed - open.",
     ]
-    recall = "recall: share of the facts whose answer is the likeliest, token for token. answer nats: per answer token."
+    recall = "recall: share of the facts whose answer is the likeliest, token for token; answer nats: per token of it."
     return [*notes, recall] if result["facts"] else notes
 
 
-def _decode_cells(own: dict[str, Any]) -> list[str]:
-    return [f"{own['perplexity']:.4g}", f"{own['nats_per_token']:.4f}"]
+def _loss_row(name: str, own: dict[str, Any]) -> list[str]:
+    row = [name, f"{own['perplexity']:.4g}", f"{own['nats_per_token']:.4f}", "", "", ""]
+    if "delta" in own:
+        delta = own["delta"]
+        row[3:] = f"{delta['nats_per_token']:+.4f}", f"{delta['standard_error']:.4f}", f"{own['read_share']:.1%}"
+    return row if own["recall"] is None else [*row, f"{own['recall']:.1%}", f"{own['answer_nats']:.3f}"]
 
 
-def _policy_cells(own: dict[str, Any]) -> list[str]:
+def _lost_row(name: str, own: dict[str, Any]) -> list[str]:
     lost = own["lost_mass"]
     masses = [f"{lost[loop][key]:.4f}" for loop in ("open", "closed") for key in ("mean", "p99", "max")]
-    delta, gap = own["delta"]["nats_per_token"], lost["gap"]["mean"]
-    return [*_decode_cells(own), f"{delta:+.4f}", f"{own['read_share']:.1%}", *masses, f"{gap:+.4f}"]
-
-
-def _recall_cells(own: dict[str, Any]) -> list[str]:
-    return [] if own["recall"] is None else [f"{own['recall']:.1%}", f"{own['answer_nats']:.3f}"]
+    return [name, *masses, *(f"{gap:+.4f}" for gap in lost["gap"].values())]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

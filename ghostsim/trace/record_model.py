@@ -38,7 +38,7 @@ def load_model(name: str, device: str) -> nn.Module:
         )
         return model.to(device).eval()
     except Exception as error:  # noqa: BLE001  (loaders of third parties raise anything)
-        raise refused(name, "model", error) from None
+        raise _refused(name, "model", error) from None
 
 
 def _quiet() -> None:
@@ -46,8 +46,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def refused(name: str, what: str, error: Exception) -> InputError:
-    """Return the error that says in one line which part of a model fails, and why."""
+def _refused(name: str, what: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:300]
     return InputError(
         f"MODEL: found {name!r}, whose {what} fails ({reason}), "
@@ -119,7 +118,7 @@ def load_tokenizer(model: str) -> Callable[..., dict[str, Any]]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except Exception as error:  # noqa: BLE001
-        raise refused(model, "tokenizer", error) from None
+        raise _refused(model, "tokenizer", error) from None
     tokenizer.model_max_length = 1 << 40  # the length is checked where it is known
     return cast(Callable[..., dict[str, Any]], tokenizer)
 
@@ -136,7 +135,7 @@ def check_runs(model: nn.Module, ids: Tensor) -> None:
         with torch.inference_mode():
             model(input_ids=ids[None], use_cache=False)
     except Exception as error:  # noqa: BLE001
-        raise refused(type(model).__name__, "forward", error) from None
+        raise _refused(type(model).__name__, "forward", error) from None
 
 
 def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], None]) -> Ids:

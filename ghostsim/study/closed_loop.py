@@ -73,7 +73,7 @@ class ClosedLoop:
         Raises
         ------
         InputError
-            If the model cannot read the whole script.
+            If the model cannot read the whole script, or its layers differ in heads.
         InvariantError
             If attention is more than a softmax over scores, so that reading less of it has no meaning here.
         """
@@ -95,6 +95,7 @@ class ClosedLoop:
                 f"--prompt, --steps and --facts: found {len(self.script.ids)} tokens, expected at most as many as "
                 f"{type(self.model).__name__} has learned positions"
             ) from None
+        self._check_layers([layers[0] for layers in found])
         return decoded, [_joined(layers) for layers in zip(*found, strict=True)]
 
     def closed(self, policy: Policy) -> tuple[Decoded, Reads]:
@@ -110,6 +111,14 @@ class ClosedLoop:
 
         decoded = self._run(handle)
         return decoded, _joined(found)
+
+    def _check_layers(self, layers: Sequence[LayerReads]) -> None:
+        heads = sorted({reads.lost_mass.shape[1] for reads in layers})
+        if len(heads) != 1:
+            what = "layers of {} and of {} query heads".format(*heads[:2]) if heads else "no layer with eager attention"
+            raise InputError(
+                f"MODEL: found {type(self.model).__name__} with {what}, expected heads alike in all layers"
+            )
 
     def _tensor(self, ids: Ids) -> Tensor:
         return torch.tensor(ids, dtype=torch.long, device=next(self.model.parameters()).device)

@@ -254,6 +254,12 @@ def test_attention_with_sinks_is_refused(tmp_path, decode):
         decode("gpt_oss", FULL)
 
 
+def test_model_without_eager_attention_is_refused(tmp_path, decode):
+    build_config(tmp_path / "model", "mamba", {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2})
+    with pytest.raises(InputError, match="found MambaForCausalLM"):
+        decode("mamba", FULL)
+
+
 def test_text_beyond_the_learned_positions_is_refused(tmp_path, decode):
     build(tmp_path / "model", "gpt2", n_positions=100)
     with pytest.raises(InputError, match="found 120 tokens, expected at most as many as GPT2LMHeadModel has"):

@@ -264,7 +264,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
 
 
 def _loss_row(name: str, own: dict[str, Any]) -> list[str]:
-    row = [name, f"{own['perplexity']:.4g}", f"{own['nats_per_token']:.4f}", "", "", ""]
+    row = [name, f"{own['perplexity']:.3f}", f"{own['nats_per_token']:.4f}", "", "", ""]
     if "delta" in own:
         delta = own["delta"]
         row[3:] = f"{delta['nats_per_token']:+.4f}", f"{delta['standard_error']:.4f}", f"{own['read_share']:.1%}"

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -216,6 +217,53 @@ def evaluate(
 def _fraction(*, quiet: bool) -> Callable[[int, int], None] | None:
     say = _progress(quiet=quiet)
     return lambda done, of: say(f"evaluate attention head {done} of {of}")
+
+
+@app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="Folder or name of a causal LM that transformers loads.")],
+    text: Annotated[Path, typer.Argument(help="Text file, or token ids: .npy or .json.")],
+    policy: Annotated[list[str], typer.Option("--policy", help="A policy file or bundled name; may be repeated.")],
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens before the first step.")] = 3968,
+    steps: Annotated[int, typer.Option("--steps", help="Decode steps over the text.")] = 128,
+    facts: Annotated[int, typer.Option("--facts", help="Facts to plant in the prompt and to ask for.")] = 0,
+    q_prompt: Annotated[str, typer.Option("--q-prompt", help="Last prompt queries that policies see, or all.")] = "all",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the facts.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda.")] = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode a model that attends only to what a policy reads: perplexity, lost mass, recall of planted facts."""
+    from ghostsim.config.load import load_policy
+    from ghostsim.export.run_folder import staged
+    from ghostsim.study.perplexity import Decode, figures, perplexity_text, write_perplexity
+    from ghostsim.study.perplexity import perplexity as decode
+    from ghostsim.trace.record import query_count
+
+    asked = Decode(
+        model=model,
+        text=text,
+        policies=tuple(load_policy(name).value for name in policy),
+        prompt_len=prompt,
+        steps=steps,
+        facts=facts,
+        q_prompt=query_count(q_prompt),
+        seed=seed,
+        device=device,
+    )
+    with nullcontext() if out is None else staged(out, force=force, marker="perplexity.json") as folder:
+        found = decode(asked, _progress(quiet=quiet))
+        if folder is not None:
+            write_perplexity(found, folder)
+        _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json(figures(found))
+    else:
+        print(perplexity_text(found))
+    if out is not None:
+        _tell(str(out))
 
 
 @app.command()

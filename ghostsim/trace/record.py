@@ -94,10 +94,21 @@ def _check_options(asked: Recording) -> None:
         )
     if asked.queries < MIN_QUERIES:
         raise UsageError(f"--q-prompt: found {asked.queries}, expected at least {MIN_QUERIES}, or all")
+    require_torch("recording")
+
+
+def require_torch(what: str) -> None:
+    """Refuse what needs the extra `record` where that is not installed.
+
+    Raises
+    ------
+    UsageError
+        If torch or transformers is missing.
+    """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"found no {' and no '.join(missing)}, which recording needs, expected: pip install 'ghostsim[record]'"
+            f"found no {' and no '.join(missing)}, which {what} needs, expected: pip install 'ghostsim[record]'"
         )
 
 

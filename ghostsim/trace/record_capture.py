@@ -179,6 +179,8 @@ class Listener:
 
     Parameters
     ----------
+    handle
+        What it returns, [H, T, value dims], is the layer's attention output; None leaves the model's own.
     layers
         The decoder layers in order.
     kept
@@ -195,7 +197,7 @@ class Listener:
         self,
         model: nn.Module,
         layers: Sequence[nn.Module],
-        handle: Callable[[Seen], None],
+        handle: Callable[[Seen], Tensor | None],
         *,
         kept: Sequence[int] | None = None,
         bare: bool = False,
@@ -311,7 +313,7 @@ class Listener:
         return self._listen(call), None
 
     def _listen(self, call: Call) -> Tensor:
-        """Show the call to the handler; return the model's output, which is put together from the same blocks."""
+        """Show the call to the handler; return its output, or the model's, put together from the same blocks."""
         parts: list[Tensor] = []
 
         def attend(start: int, end: int) -> tuple[Tensor, Tensor]:
@@ -321,8 +323,10 @@ class Listener:
 
         heard = Call(**{**vars(call), "attend": attend})
         query, key = self.unrotated or (call.query, call.key)
-        self.handle(Seen(self.layer, heard, _tables(self.rotation), query, key, self.ahead_query))
-        if not parts:
+        given = self.handle(Seen(self.layer, heard, _tables(self.rotation), query, key, self.ahead_query))
+        if given is not None:
+            parts = [given]
+        elif not parts:
             parts = [outputs for _, outputs, _ in call.blocks()]
         return torch.cat(parts, dim=1).transpose(0, 1)[None].contiguous()
 

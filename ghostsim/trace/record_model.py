@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def _ids_of(source: Path, model: str) -> npt.NDArray[np.int64]:
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
         return np.asarray([_whole(number) for number in json.loads(text)], dtype=np.int64)
-    return np.asarray(_tokenizer(model)(text)["input_ids"], dtype=np.int64)
+    return np.asarray(load_tokenizer(model)(text)["input_ids"], dtype=np.int64)
 
 
 def _whole(number: object) -> int:
@@ -106,13 +107,20 @@ def _whole(number: object) -> int:
     return number
 
 
-def _tokenizer(model: str) -> Callable[[str], dict[str, Any]]:
+def load_tokenizer(model: str) -> Callable[..., dict[str, Any]]:
+    """Load the tokenizer of a model.
+
+    Raises
+    ------
+    InputError
+        If transformers cannot load it.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except Exception as error:  # noqa: BLE001
         raise _refused(model, "tokenizer", error) from None
     tokenizer.model_max_length = 1 << 40  # the length is checked where it is known
-    return cast(Callable[[str], dict[str, Any]], tokenizer)
+    return cast(Callable[..., dict[str, Any]], tokenizer)
 
 
 def check_runs(model: nn.Module, ids: Tensor) -> None:
@@ -132,14 +140,16 @@ def check_runs(model: nn.Module, ids: Tensor) -> None:
 
 def generate(model: nn.Module, prompt: Ids, count: int, say: Callable[[str], None]) -> Ids:
     """Return `prompt` and `count` more tokens, each the likeliest one."""
+    # transformers renamed the argument in 5.x and warns of the old name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     device = next(model.parameters()).device
     ids, cache = torch.tensor(prompt, dtype=torch.long, device=device)[None], None
     pending, new = list(ids.split(PREFILL, dim=1)), list[int]()
     with torch.inference_mode():
         while len(new) < count:
             say(f"generate token {len(new) + 1} of {count}")
-            out = model(input_ids=pending.pop(0), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(input_ids=pending.pop(0), use_cache=True, **{name: cache})
+            cache = getattr(out, name)
             if not pending:
                 new.append(int(out.logits[0, -1].argmax()))
                 pending = [torch.tensor([new[-1:]], device=device)]

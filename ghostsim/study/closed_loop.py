@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ghostsim.config.policy import IntFormat, Policy
+from ghostsim.config.policy import Policy
 from ghostsim.errors import InputError, InvariantError
-from ghostsim.policy.evaluate import specialised
-from ghostsim.policy.formats import dequantised
-from ghostsim.policy.head import evaluate_heads
+from ghostsim.policy.formats import decoded
+from ghostsim.policy.head import evaluate_group
 from ghostsim.policy.rows import HeadRows
+from ghostsim.policy.variants import specialised
 from ghostsim.study.facts import Ids, Script
 from ghostsim.trace.compose import Head
 from ghostsim.trace.record_capture import Call, Listener, Seen, decoder_layers
@@ -83,7 +83,7 @@ class ClosedLoop:
             self.say(f"full attention, layer {seen.layer + 1} of {len(self.layers)}")
             outputs = torch.cat([out for _, out, _ in seen.call.blocks()], dim=1)
             self._prompt[seen.layer] = outputs[:, : self.script.prompt_len].clone()
-            layer = Layer(seen, self.script.prompt_len, self.queries)
+            layer = Layer(seen, self.script.prompt_len, self.queries, len(self.layers))
             layer.prove(outputs[:, self.script.prompt_len :])
             found.append([layer.reads(rows) for rows in layer.evaluated(policies)])
             return outputs
@@ -104,7 +104,7 @@ class ClosedLoop:
 
         def handle(seen: Seen) -> Tensor:
             self.say(f"policy {policy.name}, layer {seen.layer + 1} of {len(self.layers)}")
-            layer = Layer(seen, self.script.prompt_len, self.queries)
+            layer = Layer(seen, self.script.prompt_len, self.queries, len(self.layers))
             (rows,) = layer.evaluated([policy])
             found.append(layer.reads(rows))
             return torch.cat([self._prompt[seen.layer], layer.outputs(policy, rows)], dim=1)
@@ -142,8 +142,8 @@ class LayerReads:
 class Layer:
     """The attention of one layer over prompt and steps."""
 
-    def __init__(self, seen: Seen, prompt_len: int, queries: int) -> None:
-        self.call, self.prompt_len = seen.call, prompt_len
+    def __init__(self, seen: Seen, prompt_len: int, queries: int, layers: int) -> None:
+        self.call, self.prompt_len, self.layers = seen.call, prompt_len, layers
         self.window = window_of(seen.layer, seen.call, prompt_len)
         self.group = seen.call.query.shape[0] // seen.call.key.shape[0]
         self.index = seen.layer
@@ -174,9 +174,8 @@ class Layer:
 
     def evaluated(self, policies: Sequence[Policy]) -> list[list[HeadRows]]:
         """Return the rows of every KV head, by policy."""
-        variants = [specialised(policy, self.index) for policy in policies]
-        by_head = [evaluate_heads(variants, head) for head in self.heads]
-        return [[rows[i] for rows in by_head] for i in range(len(policies))]
+        variants = [specialised(policy, self.index, self.layers) for policy in policies]
+        return evaluate_group(variants, self.heads)
 
     def reads(self, rows: Sequence[HeadRows]) -> LayerReads:
         """Return what the rows of the KV heads come to."""
@@ -196,10 +195,11 @@ class Layer:
     def _stored(self, policy: Policy, kv_head: int, head: Head) -> tuple[Tensor, Tensor]:
         """Return keys and values of a KV head as they come back from the policy's format."""
         keys, values = self.call.key[kv_head], self.call.value[kv_head]
-        if not isinstance(policy.format, IntFormat):
+        if policy.lossless:
             return keys, values
         assert head.values is not None
-        rows = [dequantised(x, policy.format.int) for x in (head.keys, head.values)]
+        form = policy.keep[0].format
+        rows = [decoded(head.keys, form.k), decoded(head.values, form.v)]
         return keys.new_tensor(rows[0]), values.new_tensor(rows[1])
 
     def prove(self, outputs: Tensor) -> None:

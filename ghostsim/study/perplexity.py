@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.config.policy import Fp16Format, IntFormat, Policy
+from ghostsim.config.formats import IntFormat
+from ghostsim.config.policy import Policy
 from ghostsim.errors import ConfigError, InputError, UsageError
+from ghostsim.policy.formats import codec_known
+from ghostsim.policy.variants import by_head
 from ghostsim.study.facts import Script
 from ghostsim.trace.record import MIN_QUERIES, require_torch
 
@@ -120,11 +123,25 @@ def _check_policy(policy: Policy) -> None:
             f"read.completion: found {policy.read.completion} (policy {policy.name}), expected renormalise, the only "
             "one that is decoded in closed loop"
         )
-    if not isinstance(policy.format, Fp16Format | IntFormat):
+    if not _decodes(policy):
         raise ConfigError(
-            f"format: found {type(policy.format).__name__} (policy {policy.name}), expected fp16 or int, the only ones "
-            "that are decoded in closed loop"
+            f"keep: found formats with a residual, a codec that is not modelled, or several of them (policy "
+            f"{policy.name}), expected fp16, or one other format without a residual, to decode in closed loop"
         )
+    if any(selector.scope == "model" for selector in policy.selectors()) or by_head(policy):
+        raise ConfigError(
+            f"found selectors over all layers or by head class (policy {policy.name}), expected scope: head or layer "
+            "in closed loop, where layers are decided one after another"
+        )
+
+
+def _decodes(policy: Policy) -> bool:
+    """Whether what a policy stores can be given back token by token."""
+    if policy.lossless:
+        return True
+    form = policy.keep[0].format
+    residual = any(isinstance(side, IntFormat) and side.int.residual for side in (form.k, form.v))
+    return len(policy.keep) == 1 and codec_known(policy) and not residual
 
 
 def _script(asked: Decode, vocabulary: int) -> Script:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from ghostsim.cli import app
 from ghostsim.config.policy import Policy
 from ghostsim.errors import InputError, InvariantError, TraceError, UsageError
-from ghostsim.policy.head import evaluate_heads
+from ghostsim.policy.head import evaluate_group
 from ghostsim.study import closed_loop
 from ghostsim.study.perplexity import Decode, figures, perplexity, perplexity_text, write_perplexity
 from ghostsim.trace.compose import compose
@@ -107,7 +107,7 @@ def test_loops_differ_only_above_the_first_layer(decode):
 def test_policies_see_what_a_recording_of_the_same_text_holds(family, tmp_path, decode, recorded, monkeypatch):
     heads = []
     monkeypatch.setattr(
-        closed_loop, "evaluate_heads", lambda _, head: heads.append(head) or evaluate_heads([FULL], head)
+        closed_loop, "evaluate_group", lambda _, given: heads.extend(given) or evaluate_group([FULL], given)
     )
     decode(family, FULL)
     size = {"prompt_len": PROMPT, "steps": STEPS, "q_prompt": None}

@@ -207,7 +207,7 @@ class _Builder:
             key = self.key(event, place, depth)
             if key in entries:
                 raise ConfigError(
-                    f"found the key {key!r} again (first on line {keys[key].line}), expected it once", place
+                    f"found the key {key[:80]!r} again (first on line {keys[key].line}), expected it once", place
                 )
             keys[key] = place
             entries[key] = self.node(next(self.events), depth + 1)
@@ -216,7 +216,9 @@ class _Builder:
     def key(self, event: Any, at: Location, depth: int) -> str:
         key = self.node(event, depth + 1).value if not isinstance(event, yaml.CollectionStartEvent) else None
         if not isinstance(key, str):
-            found = f"the key {event.value!r}" if isinstance(event, yaml.ScalarEvent) else "a list or mapping as key"
+            found = (
+                f"the key {event.value[:80]!r}" if isinstance(event, yaml.ScalarEvent) else "a list or mapping as key"
+            )
             raise ConfigError(f"found {found}, expected a string, e.g. '1': in quotes", at)
         return key
 

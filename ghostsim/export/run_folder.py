@@ -77,7 +77,7 @@ def _swap(temporary: Path, out: Path) -> None:
 
 def default_out(name: str) -> Path:
     """Return the first free of runs/NAME, runs/NAME-2, ..."""
-    first = Path("runs") / name
+    first = Path("runs") / name.replace("/", "_")[:100]
     return next(path for path in _numbered(first) if not path.exists())
 
 

@@ -246,6 +246,8 @@ def parse(text: str, file: Path | str, line: bool = True) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = builder.at(mark) if mark else Location(file)
+        if "nesting depth" in str(error.problem):  # libyaml looks ahead for a key, past our own limit
+            raise ConfigError(f"found a nesting deeper than {MAX_DEPTH}, expected a flatter document", at) from None
         raise ConfigError(f"found bad YAML ({error.problem}), expected e.g. name: value", at) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"found bad YAML ({error}), expected e.g. name: value", Location(file)) from None

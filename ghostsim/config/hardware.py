@@ -509,6 +509,7 @@ class Platform(Block):
     @model_validator(mode="after")
     def _wired(self) -> Platform:
         self._check_names()
+        self._check_twins()
         graph = self.graph()
         if "hbm" not in self.tiers:
             raise MisfitError("found no hbm tier, expected one, e.g. tiers: {hbm: [gpu0]}", "tiers")
@@ -520,13 +521,16 @@ class Platform(Block):
                     raise MisfitError(message, "tiers", tier, index)
         return self
 
-    def _check_names(self) -> None:
+    def _check_twins(self) -> None:
         joined: dict[frozenset[str], str] = {}
         for name, link in self.links.items():
             twin = joined.setdefault(frozenset(link.between), name)
             if twin != name:
                 message = f"found a second link between {' and '.join(link.between)}, expected {twin} alone, made wider"
                 raise MisfitError(message, "links", name, "between")
+
+    def _check_names(self) -> None:
+        for name, link in self.links.items():
             if name in TIERS:
                 message = f"found a link named {name}, expected a name that is not a tier ({', '.join(TIERS)})"
                 raise MisfitError(message, "links", name)

@@ -17,7 +17,6 @@ from ghostsim.config.document import Node, TreePath
 from ghostsim.config.scenario import Run, Scenario
 from ghostsim.errors import ConfigError, Location
 
-
 _LONGEST_KEY = 80
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from ghostsim.errors import GhostsimError, RequirementError, UsageError
+from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from ghostsim.trace.requests import Requests
@@ -39,6 +39,7 @@ OutFile = Annotated[Path | None, typer.Option("--out", help="CSV file to write; 
 ForceFile = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
 Form = Literal["auto", "mooncake", "azure", "burstgpt", "ghostsim"]
 Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps"]
+_MOST_TOKENS = 2**24
 
 
 def _tell(text: str) -> None:
@@ -59,6 +60,16 @@ def _progress(*, quiet: bool) -> Callable[[str], None]:
 def _clear_progress(*, quiet: bool) -> None:
     if not quiet and sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _check_new(flag: str, path: Path, *, force: bool) -> None:
+    """Refuse a file to write that is there or cannot be, and make its folder."""
+    if path.exists() and not (force and path.is_file()):
+        raise UsageError(f"{flag}: found {path}, which exists; expected a new file, or --force to replace a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag}: found {path}, expected a file that can be written: {error.strerror}") from None
 
 
 def _base_of(name: str) -> Path | None:
@@ -125,7 +136,10 @@ def report(folder: Path, quiet: Quiet = False) -> None:
     check_run(folder)
     if not (folder / "timeline.json.gz").is_file():
         say = _progress(quiet=quiet)
-        loaded = load_scenario(folder / "config.yaml")
+        try:
+            loaded = load_scenario(folder / "config.yaml")
+        except ConfigError as error:
+            raise StoreError(str(error)) from None
         write_run_timeline(folder / "timeline.json.gz", simulate(loaded.scenario, folder, 0, say))
         _clear_progress(quiet=quiet)
     _tell(str(write_report(folder)))
@@ -138,11 +152,10 @@ def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force
 
     found = compare_runs(folders)
     if out is not None:
-        from ghostsim.report.page import render_compare
+        from ghostsim.report.page import render_compare, write_text
 
-        if out.exists() and not force:
-            raise UsageError(f"--out: found {out}, which exists; expected a new file, or --force to replace it")
-        out.write_text(render_compare(folders), encoding="utf-8")
+        _check_new("--out", out, force=force)
+        write_text(out, render_compare(folders))
         _tell(str(out))
     if as_json:
         _print_json(found)
@@ -339,8 +352,7 @@ def trace_info(
     if report is not None:
         from ghostsim.report.trace_page import write_trace_report
 
-        if report.exists() and not force:
-            raise UsageError(f"--report: found {report}, which exists; expected a new file, or --force to replace it")
+        _check_new("--report", report, force=force)
         _tell(str(write_trace_report(opened, report)))
     found = info(opened)
     if as_json:
@@ -407,7 +419,9 @@ def trace_record(
 def trace_compose(
     traces: list[str],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens in the cache before step 0.")],
+    context: Annotated[
+        int, typer.Option("--context", min=1, max=_MOST_TOKENS, help="Tokens in the cache before step 0.")
+    ],
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; all by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
@@ -471,7 +485,9 @@ def _requests_out(requests: Requests, out: Path | None, *, force: bool, as_json:
 def trace_synth(
     like: Annotated[str, typer.Option("--like", help="The trace to fit: folder or bundled name.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt and steps; as LIKE by default.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, max=_MOST_TOKENS, help="All; as LIKE by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; as LIKE by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,

@@ -22,8 +22,16 @@ from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreE
 if TYPE_CHECKING:
     from ghostsim.trace.requests import Requests
 
+_HELP = """Simulates the memory system behind long-context LLM decoding.
+
+Start with `ghostsim run cxl_pim`; `ghostsim list scenarios` names what else is bundled.
+
+Exit codes: 0 done; 1 a run failed; 2 usage; 3 invalid configuration; 4 invalid or missing data; 5 a `require:`
+bound was missed; 130 interrupted; 143 terminated.
+"""
+
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 trace_app = typer.Typer(help="Recorded attention and request workloads.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
@@ -92,7 +100,10 @@ def run(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Run a scenario (a file or a bundled name) and write its run folder."""
+    """Run a scenario and write its run folder.
+
+    SCENARIO is a file or a bundled name; without --out the folder is runs/NAME, runs/NAME-2, ...
+    """
     from ghostsim.config.load import load_scenario
     from ghostsim.export.run_folder import default_out, simulator, staged, write_run
     from ghostsim.report.page import write_report
@@ -112,8 +123,13 @@ def run(
         _print_json(result.metrics | {"simulator": simulator(result)})
     if not quiet:
         _tell(summary_text(folder))
-    _tell(str(folder))
-    _check_requirements(loaded.scenario.require, result.metrics)
+    try:
+        _check_requirements(loaded.scenario.require, result.metrics)
+    except GhostsimError as error:  # the folder is the last line, whatever ends the run
+        _tell(f"error: {error}")
+        raise typer.Exit(error.exit_code) from None
+    finally:
+        _tell(str(folder))
 
 
 def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
@@ -126,7 +142,10 @@ def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
 
 @app.command()
 def report(folder: Path, quiet: Quiet = False) -> None:
-    """Render report.html of a run folder again; a folder without a timeline is simulated again first."""
+    """Render the report of a run folder again.
+
+    A folder without a timeline, such as a point of a sweep, is simulated again first.
+    """
     from ghostsim.config.load import load_scenario
     from ghostsim.export.run_folder import write_run_timeline
     from ghostsim.report.page import write_report
@@ -147,7 +166,10 @@ def report(folder: Path, quiet: Quiet = False) -> None:
 
 @app.command()
 def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force: Force = False) -> None:
-    """Compare run folders: key figures, ratios to the first, and the configuration that differs."""
+    """Set run folders side by side.
+
+    Key figures, their ratios to the first folder, and the configuration that differs; --out writes a page.
+    """
     from ghostsim.sweep.compare import compare_runs, comparison_text
 
     found = compare_runs(folders)
@@ -174,7 +196,10 @@ def sweep(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run every point of a sweep file; a point that fails is a row, and ends the command with 1."""
+    """Run every point of a sweep.
+
+    A point that fails is a row of points.csv, and ends the command with 1.
+    """
     from ghostsim.export.run_folder import default_out
     from ghostsim.sweep.executor import run_sweep
 
@@ -202,7 +227,7 @@ def evaluate(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Evaluate a policy on a recorded trace: what it reads, and what that loses."""
+    """Say what a policy reads and loses on a trace."""
     from ghostsim.config.load import load_policy
     from ghostsim.export.run_folder import default_out, staged
     from ghostsim.metrics.quality import quality
@@ -238,7 +263,7 @@ def accuracy(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay reference measurements through the models and print the error."""
+    """Replay measurements through the models."""
     from ghostsim.accuracy.report import accuracy as replay
     from ghostsim.export.run_folder import staged
 
@@ -265,7 +290,10 @@ def validate(
     sets: Sets = [],  # noqa: B006  (typer copies the default)
     quiet: Quiet = False,
 ) -> None:
-    """Check files (or bundled names) of any kind, scenarios down to capacities and traces."""
+    """Check files or bundled names of any kind.
+
+    Scenarios are checked down to the capacities of tiers and the values of traces.
+    """
     from ghostsim.config.load import load_any
     from ghostsim.simulation import prepare
 
@@ -292,7 +320,10 @@ def show(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the effective configuration of a file or bundled name: after extends, --set and defaults."""
+    """Print the effective configuration.
+
+    FILE is a file or a bundled name; what is printed is after extends, --set and defaults.
+    """
     from ghostsim.config.document import dump
     from ghostsim.config.load import load_any
 
@@ -324,7 +355,7 @@ def list_(
 
 @app.command()
 def schema(out: Annotated[Path | None, typer.Option("--out", help="Folder for one file per kind.")] = None) -> None:
-    """Print the JSON Schemas of all configuration files, or write one file per kind for editors."""
+    """Print or write the JSON Schemas for editors."""
     from ghostsim.config.schema import schemas, write_schemas
 
     if out is None:
@@ -344,7 +375,7 @@ def trace_info(
     force: Annotated[bool, typer.Option("--force", help="Replace the file that --report names.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a trace is and how its attention is spread, beside published figures."""
+    """Say what a trace is and how its attention spreads."""
     from ghostsim.trace.format import open_trace
     from ghostsim.trace.info import format_info, format_summary, info
 
@@ -363,7 +394,7 @@ def trace_info(
 
 @trace_app.command("check")
 def trace_check(trace: str, quiet: Quiet = False) -> None:
-    """Check a trace in full: manifest, shapes, checksums, finite values."""
+    """Check a trace: shapes, checksums, values."""
     from ghostsim.trace.format import check_trace
 
     checked = check_trace(trace)
@@ -389,7 +420,10 @@ def trace_record(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Record a model's attention over a text and prove it against the model; asked again, go on after a break."""
+    """Record a model's attention over a text.
+
+    The recording is proved against the model; asked again after a break, it goes on.
+    """
     from ghostsim.trace.record import Recording, layer_numbers, query_count, record, recorded_text
 
     asked = Recording(
@@ -426,7 +460,7 @@ def trace_compose(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a longer context, composed from recorded traces, as a trace of its own."""
+    """Compose a longer trace from recorded ones."""
     from ghostsim.trace.compose import compose
     from ghostsim.trace.format import open_trace
     from ghostsim.trace.write import compose_to_folder
@@ -445,7 +479,10 @@ def trace_import(
     force: ForceFile = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read a request trace that others published (a file or a bundled name), say what it holds, write it as CSV."""
+    """Read a published request trace.
+
+    FILE is a file or a bundled name; what it holds is said, and written as CSV with --out.
+    """
     from ghostsim.trace.request_forms import import_requests
 
     _requests_out(import_requests(file, form), out, force=force, as_json=as_json)
@@ -460,7 +497,7 @@ def trace_sessions(
     force: ForceFile = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the requests of multi-turn agent sessions whose history grows."""
+    """Make requests of multi-turn agent sessions."""
     from ghostsim.trace.agent_sessions import agent_sessions
 
     _requests_out(agent_sessions(seed, sessions, turns), out, force=force, as_json=as_json)
@@ -492,7 +529,7 @@ def trace_synth(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace that behaves like a recorded one."""
+    """Write a synthetic trace like a recorded one."""
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 

@@ -145,3 +145,9 @@ def test_wrong_usage_exits_2(ghostsim, tmp_path, args):
 def test_help_names_the_exit_codes(ghostsim, tmp_path):
     text = ghostsim("--help", cwd=tmp_path).stdout
     assert "130 interrupted" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("group", [(), ("trace",)])
+def test_help_cuts_no_line_short(ghostsim, tmp_path, group):
+    text = ghostsim(*group, "--help", cwd=tmp_path, COLUMNS="80").stdout
+    assert "..." not in text.partition("Commands:")[2]

@@ -238,6 +238,9 @@ def test_missed_requirement_writes_results_and_exits_5(folder, tmp_path, ghostsi
     again = ghostsim("run", "small.yaml", "--out", tmp_path / "r", "--set", bound, "--quiet", cwd=folder)
     assert again.returncode == 5, again.stderr
     assert (tmp_path / "r" / "metrics.json").is_file()
+    error, folder_line = again.stderr.splitlines()
+    assert error.startswith("error: require: found full.step_ms.p50 = ")
+    assert folder_line == str(tmp_path / "r")
 
 
 def test_unknown_set_is_a_configuration_error_with_a_suggestion(folder, ghostsim):

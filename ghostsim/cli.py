@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from ghostsim.errors import GhostsimError, RequirementError, UsageError
+from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from ghostsim.trace.requests import Requests
 
+_HELP = """Simulates the memory system behind long-context LLM decoding.
+
+Start with `ghostsim run cxl_pim`; `ghostsim list scenarios` names what else is bundled.
+
+Exit codes: 0 done; 1 a run failed; 2 usage; 3 invalid configuration; 4 invalid or missing data; 5 a `require:`
+bound was missed; 130 interrupted; 143 terminated.
+"""
+
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 trace_app = typer.Typer(help="Recorded attention and request workloads.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
@@ -40,6 +48,7 @@ OutFile = Annotated[Path | None, typer.Option("--out", help="CSV file to write; 
 ForceFile = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
 Form = Literal["auto", "mooncake", "azure", "burstgpt", "ghostsim"]
 Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps"]
+_MOST_TOKENS = 2**24
 
 
 def _tell(text: str) -> None:
@@ -62,6 +71,16 @@ def _clear_progress(*, quiet: bool) -> None:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def _check_new(flag: str, path: Path, *, force: bool) -> None:
+    """Refuse a file to write that is there or cannot be, and make its folder."""
+    if path.exists() and not (force and path.is_file()):
+        raise UsageError(f"{flag}: found {path}, which exists; expected a new file, or --force to replace a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag}: found {path}, expected a file that can be written: {error.strerror}") from None
+
+
 def _base_of(name: str) -> Path | None:
     """Return the folder that a scenario file's relative names start from."""
     path = Path(name)
@@ -82,7 +101,10 @@ def run(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Run a scenario (a file or a bundled name) and write its run folder."""
+    """Run a scenario and write its run folder.
+
+    SCENARIO is a file or a bundled name; without --out the folder is runs/NAME, runs/NAME-2, ...
+    """
     from ghostsim.config.load import load_scenario
     from ghostsim.export.run_folder import default_out, simulator, staged, write_run
     from ghostsim.report.page import write_report
@@ -102,8 +124,13 @@ def run(
         _print_json(result.metrics | {"simulator": simulator(result)})
     if not quiet:
         _tell(summary_text(folder))
-    _tell(str(folder))
-    _check_requirements(loaded.scenario.require, result.metrics)
+    try:
+        _check_requirements(loaded.scenario.require, result.metrics)
+    except GhostsimError as error:  # the folder is the last line, whatever ends the run
+        _tell(f"error: {error}")
+        raise typer.Exit(error.exit_code) from None
+    finally:
+        _tell(str(folder))
 
 
 def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
@@ -116,7 +143,10 @@ def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
 
 @app.command()
 def report(folder: Path, quiet: Quiet = False) -> None:
-    """Render report.html of a run folder again; a folder without a timeline is simulated again first."""
+    """Render the report of a run folder again.
+
+    A folder without a timeline, such as a point of a sweep, is simulated again first.
+    """
     from ghostsim.config.load import load_scenario
     from ghostsim.export.run_folder import write_run_timeline
     from ghostsim.report.page import write_report
@@ -126,7 +156,10 @@ def report(folder: Path, quiet: Quiet = False) -> None:
     check_run(folder)
     if not (folder / "timeline.json.gz").is_file():
         say = _progress(quiet=quiet)
-        loaded = load_scenario(folder / "config.yaml")
+        try:
+            loaded = load_scenario(folder / "config.yaml")
+        except ConfigError as error:
+            raise StoreError(str(error)) from None
         write_run_timeline(folder / "timeline.json.gz", simulate(loaded.scenario, folder, 0, say))
         _clear_progress(quiet=quiet)
     _tell(str(write_report(folder)))
@@ -134,16 +167,18 @@ def report(folder: Path, quiet: Quiet = False) -> None:
 
 @app.command()
 def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force: Force = False) -> None:
-    """Compare run folders: key figures, ratios to the first, and the configuration that differs."""
+    """Set run folders side by side.
+
+    Key figures, their ratios to the first folder, and the configuration that differs; --out writes a page.
+    """
     from ghostsim.sweep.compare import compare_runs, comparison_text
 
     found = compare_runs(folders)
     if out is not None:
-        from ghostsim.report.page import render_compare
+        from ghostsim.report.page import render_compare, write_text
 
-        if out.exists() and not force:
-            raise UsageError(f"--out: found {out}, which exists; expected a new file, or --force to replace it")
-        out.write_text(render_compare(folders), encoding="utf-8")
+        _check_new("--out", out, force=force)
+        write_text(out, render_compare(folders))
         _tell(str(out))
     if as_json:
         _print_json(found)
@@ -162,7 +197,10 @@ def sweep(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run every point of a sweep file; a point that fails is a row, and ends the command with 1."""
+    """Run every point of a sweep.
+
+    A point that fails is a row of points.csv, and ends the command with 1.
+    """
     from ghostsim.export.run_folder import default_out
     from ghostsim.sweep.executor import run_sweep
 
@@ -190,7 +228,7 @@ def evaluate(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Evaluate a policy on a recorded trace: what it reads, and what that loses."""
+    """Say what a policy reads and loses on a trace."""
     from ghostsim.config.load import load_policy
     from ghostsim.export.run_folder import default_out, staged
     from ghostsim.metrics.quality import quality
@@ -273,7 +311,7 @@ def accuracy(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay reference measurements through the models and print the error."""
+    """Replay measurements through the models."""
     from ghostsim.accuracy.report import accuracy as replay
     from ghostsim.export.run_folder import staged
 
@@ -300,7 +338,10 @@ def validate(
     sets: Sets = [],  # noqa: B006  (typer copies the default)
     quiet: Quiet = False,
 ) -> None:
-    """Check files (or bundled names) of any kind, scenarios down to capacities and traces."""
+    """Check files or bundled names of any kind.
+
+    Scenarios are checked down to the capacities of tiers and the values of traces.
+    """
     from ghostsim.config.load import load_any
     from ghostsim.simulation import prepare
 
@@ -327,7 +368,10 @@ def show(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the effective configuration of a file or bundled name: after extends, --set and defaults."""
+    """Print the effective configuration.
+
+    FILE is a file or a bundled name; what is printed is after extends, --set and defaults.
+    """
     from ghostsim.config.document import dump
     from ghostsim.config.load import load_any
 
@@ -359,7 +403,7 @@ def list_(
 
 @app.command()
 def schema(out: Annotated[Path | None, typer.Option("--out", help="Folder for one file per kind.")] = None) -> None:
-    """Print the JSON Schemas of all configuration files, or write one file per kind for editors."""
+    """Print or write the JSON Schemas for editors."""
     from ghostsim.config.schema import schemas, write_schemas
 
     if out is None:
@@ -379,7 +423,7 @@ def trace_info(
     force: Annotated[bool, typer.Option("--force", help="Replace the file that --report names.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a trace is and how its attention is spread, beside published figures."""
+    """Say what a trace is and how its attention spreads."""
     from ghostsim.trace.format import open_trace
     from ghostsim.trace.info import format_info, format_summary, info
 
@@ -387,8 +431,7 @@ def trace_info(
     if report is not None:
         from ghostsim.report.trace_page import write_trace_report
 
-        if report.exists() and not force:
-            raise UsageError(f"--report: found {report}, which exists; expected a new file, or --force to replace it")
+        _check_new("--report", report, force=force)
         _tell(str(write_trace_report(opened, report)))
     found = info(opened)
     if as_json:
@@ -399,7 +442,7 @@ def trace_info(
 
 @trace_app.command("check")
 def trace_check(trace: str, quiet: Quiet = False) -> None:
-    """Check a trace in full: manifest, shapes, checksums, finite values."""
+    """Check a trace: shapes, checksums, values."""
     from ghostsim.trace.format import check_trace
 
     checked = check_trace(trace)
@@ -425,7 +468,10 @@ def trace_record(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Record a model's attention over a text and prove it against the model; asked again, go on after a break."""
+    """Record a model's attention over a text.
+
+    The recording is proved against the model; asked again after a break, it goes on.
+    """
     from ghostsim.trace.record import Recording, layer_numbers, query_count, record, recorded_text
 
     asked = Recording(
@@ -455,12 +501,14 @@ def trace_record(
 def trace_compose(
     traces: list[str],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens in the cache before step 0.")],
+    context: Annotated[
+        int, typer.Option("--context", min=1, max=_MOST_TOKENS, help="Tokens in the cache before step 0.")
+    ],
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; all by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a longer context, composed from recorded traces, as a trace of its own."""
+    """Compose a longer trace from recorded ones."""
     from ghostsim.trace.compose import compose
     from ghostsim.trace.format import open_trace
     from ghostsim.trace.write import compose_to_folder
@@ -479,7 +527,10 @@ def trace_import(
     force: ForceFile = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read a request trace that others published (a file or a bundled name), say what it holds, write it as CSV."""
+    """Read a published request trace.
+
+    FILE is a file or a bundled name; what it holds is said, and written as CSV with --out.
+    """
     from ghostsim.trace.request_forms import import_requests
 
     _requests_out(import_requests(file, form), out, force=force, as_json=as_json)
@@ -494,7 +545,7 @@ def trace_sessions(
     force: ForceFile = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the requests of multi-turn agent sessions whose history grows."""
+    """Make requests of multi-turn agent sessions."""
     from ghostsim.trace.agent_sessions import agent_sessions
 
     _requests_out(agent_sessions(seed, sessions, turns), out, force=force, as_json=as_json)
@@ -519,12 +570,14 @@ def _requests_out(requests: Requests, out: Path | None, *, force: bool, as_json:
 def trace_synth(
     like: Annotated[str, typer.Option("--like", help="The trace to fit: folder or bundled name.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt and steps; as LIKE by default.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, max=_MOST_TOKENS, help="All; as LIKE by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; as LIKE by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace that behaves like a recorded one."""
+    """Write a synthetic trace like a recorded one."""
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 

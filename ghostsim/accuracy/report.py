@@ -156,8 +156,10 @@ def _predict(row: Measurement) -> float | None:
         expected = f"a {column} that the models know, e.g. {_KNOWN.get((row.probe, column), 'that of a bundled table')}"
     except kernels.FieldError as error:
         column, expected = error.column, error.expected
-    except (ValueError, ArithmeticError) as error:
+    except ValueError as error:
         raise TableError(f"row: {error}", row.at) from None
+    except ArithmeticError:
+        raise TableError("row: found numbers too large to calculate with, expected a real shape", row.at) from None
     raise TableError(f"{column}: found {row.row[column]!r}, expected {expected}", row.column(column))
 
 

@@ -15,6 +15,7 @@ from ghostsim.errors import Location, TableError
 Row = Mapping[str, str]
 _NUMBER = {int: re.compile(r"[0-9]{1,19}\Z"), float: re.compile(r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?\Z")}
 _LARGEST = 1e18
+_SHOWN = 80
 COMMON = ("probe", "part", "value", "unit", "source")
 
 
@@ -169,4 +170,6 @@ def _checked(found: Measurement, name: str, kind: type) -> float:
 
 
 def _wrong(found: Measurement, name: str, expected: str) -> TableError:
-    return TableError(f"{name}: found {found.row[name]!r}, expected {expected}", found.column(name))
+    text = found.row[name]
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return TableError(f"{name}: found {shown}, expected {expected}", found.column(name))

@@ -207,7 +207,7 @@ class _Builder:
             key = self.key(event, place, depth)
             if key in entries:
                 raise ConfigError(
-                    f"found the key {key!r} again (first on line {keys[key].line}), expected it once", place
+                    f"found the key {key[:80]!r} again (first on line {keys[key].line}), expected it once", place
                 )
             keys[key] = place
             entries[key] = self.node(next(self.events), depth + 1)
@@ -216,7 +216,9 @@ class _Builder:
     def key(self, event: Any, at: Location, depth: int) -> str:
         key = self.node(event, depth + 1).value if not isinstance(event, yaml.CollectionStartEvent) else None
         if not isinstance(key, str):
-            found = f"the key {event.value!r}" if isinstance(event, yaml.ScalarEvent) else "a list or mapping as key"
+            found = (
+                f"the key {event.value[:80]!r}" if isinstance(event, yaml.ScalarEvent) else "a list or mapping as key"
+            )
             raise ConfigError(f"found {found}, expected a string, e.g. '1': in quotes", at)
         return key
 
@@ -244,6 +246,8 @@ def parse(text: str, file: Path | str, line: bool = True) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = builder.at(mark) if mark else Location(file)
+        if "nesting depth" in str(error.problem):  # libyaml looks ahead for a key, past our own limit
+            raise ConfigError(f"found a nesting deeper than {MAX_DEPTH}, expected a flatter document", at) from None
         raise ConfigError(f"found bad YAML ({error.problem}), expected e.g. name: value", at) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"found bad YAML ({error}), expected e.g. name: value", Location(file)) from None

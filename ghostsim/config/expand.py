@@ -104,7 +104,7 @@ class Library:
             text = " extends ".join(entry.stem for entry in cycle)
             raise ConfigError(f"found a cycle ({text}), expected extends to end", at)
         if len(chain) >= _LONGEST_CHAIN:
-            raise ConfigError(f"found more than {_LONGEST_CHAIN} documents that extend one another", at)
+            raise ConfigError(f"found more than {_LONGEST_CHAIN} documents that extend one another, expected fewer", at)
         self._chain.append(path)
 
     def _done(self, node: Node) -> Node:

@@ -45,6 +45,8 @@ def _not_negative(value: float) -> float:
     return value
 
 
+Few = Annotated[Count, Field(le=1_000)]
+Many = Annotated[Count, Field(le=100_000)]
 Positive = Annotated[Number, Field(gt=0)]
 PositiveBandwidth = Annotated[Bandwidth, AfterValidator(_positive)]
 PositiveBytes = Annotated[Bytes, AfterValidator(_positive)]
@@ -59,7 +61,8 @@ OpEnergy = Annotated[Energy, AfterValidator(_not_negative)]
 Watts = Annotated[Power, AfterValidator(_not_negative)]
 Dollars = Annotated[Cost, AfterValidator(_not_negative)]
 
-_CYCLES = re.compile(r"^(\d+) nCK$")
+_MOST_BANKS = 4096
+_CYCLES = re.compile(r"^([0-9]{1,6}) nCK$")
 
 
 def _jedec(value: Any) -> tuple[str, int]:
@@ -72,7 +75,7 @@ def _jedec(value: Any) -> tuple[str, int]:
     try:
         picoseconds = int(DURATION.parse(value))
     except ValueError:
-        message = f"found {value!r}, expected a duration or clock cycles, e.g. '14.16 ns' or '8 nCK'"
+        message = f"found {value!r}, expected a duration or clock cycles up to 999999, e.g. '14.16 ns' or '8 nCK'"
         raise ValueError(message) from None
     return ("ps", int(_not_negative(picoseconds)))
 
@@ -107,7 +110,7 @@ class DramTimings(Block):
 
     tCK: PositiveDuration | None = None
     """Clock; none takes two transfers per clock at the data rate."""
-    nBL: Count
+    nBL: Annotated[Count, Field(le=64)]
     tCL: Jedec
     tCWL: Jedec
     tRCD: Jedec
@@ -137,17 +140,34 @@ class DramTimings(Block):
 class DramGeometry(Block):
     """How one channel is divided."""
 
-    access_bytes: Count
-    subchannels: Count = 1
-    ranks: Count
-    pseudochannels: Count = 1
-    stack_ids: Count = 1
-    bankgroups: Count
-    banks_per_group: Count
-    rows: Count
-    row_bytes: Count
-    read_queue: Count = 32
-    write_queue: Count = 32
+    access_bytes: Annotated[Count, Field(le=4096)]
+    subchannels: Few = 1
+    ranks: Few
+    pseudochannels: Few = 1
+    stack_ids: Few = 1
+    bankgroups: Few
+    banks_per_group: Few
+    rows: Annotated[Count, Field(le=2**32)]
+    row_bytes: Annotated[Count, Field(le=2**20)]
+    read_queue: Annotated[Count, Field(le=4096)] = 32
+    write_queue: Annotated[Count, Field(le=4096)] = 32
+
+    @model_validator(mode="after")
+    def _rows_hold_accesses(self) -> DramGeometry:
+        if self.row_bytes % self.access_bytes:
+            message = f"found {self.row_bytes}, expected a multiple of access_bytes = {self.access_bytes}"
+            raise MisfitError(message, "row_bytes")
+        if self.banks > _MOST_BANKS:
+            raise ValueError(f"found {self.banks} banks behind one controller, expected at most {_MOST_BANKS}")
+        return self
+
+    @property
+    def banks(self) -> int:
+        """Banks of all units of one channel."""
+        return (
+            self.subchannels * self.ranks * self.pseudochannels * self.stack_ids
+            * self.bankgroups * self.banks_per_group
+        )  # fmt: skip
 
 
 class Dram(Part):
@@ -161,15 +181,38 @@ class Dram(Part):
     energy: BitEnergy | None = None
     """Energy per bit moved, device and PHY."""
 
+    @property
+    def clock_ps(self) -> float:
+        """The clock period in ps."""
+        return self.timing.tCK or 2e12 / self.data_rate
+
+    @model_validator(mode="after")
+    def _timings_fit(self) -> Dram:
+        row, open_ = (cycles(value, self.clock_ps) for value in (self.timing.tRC, self.timing.tRAS))
+        if row < open_:
+            raise MisfitError(f"found {row} cycles, expected at least tRAS, {open_} cycles", "timing", "tRC")
+        return self
+
+    @model_validator(mode="after")
+    def _refresh_leaves_time(self) -> Dram:
+        units = self.geometry.ranks * self.geometry.pseudochannels
+        timing, clock = self.timing, self.clock_ps
+        busy = cycles(timing.tRFC, clock) + units * cycles(timing.tRP, clock) + cycles(timing.tRC, clock)
+        interval = cycles(timing.tREFI, clock)
+        if interval <= busy:
+            expected = f"more than one refresh takes (tRFC, tRP of each rank and tRC), {busy} cycles"
+            raise MisfitError(f"found {interval} cycles, expected {expected}", "timing", "tREFI")
+        return self
+
 
 class Memory(Block):
     """Channels of one DRAM part behind one controller."""
 
     dram: Dram
-    channels: Count
+    channels: Many
     """Channels of the DRAM part; a pseudo-channel belongs to its channel."""
     capacity: PositiveBytes
-    efficiency: Fraction = 1.0
+    efficiency: Annotated[Fraction, Field(gt=0)] = 1.0
     """Share of the DRAM's own bandwidth that the controller and its fabric pass on."""
     latency: Delay
     """From the requester to the DRAM controller and back, without the DRAM's own time."""
@@ -181,7 +224,7 @@ class Memory(Block):
 class CopyEngines(Block):
     """DMA engines of a GPU."""
 
-    count: Count
+    count: Few
     bandwidth: PositiveBandwidth
     """What one engine moves at most."""
     start: Delay
@@ -203,8 +246,8 @@ class AttentionKernel(Block):
     hbm_efficiency: Annotated[Fraction, Field(gt=0)]
     l2_speedup: Positive
     l2_share: Positive
-    slots_per_sm: Count
-    max_splits: Count
+    slots_per_sm: Many
+    max_splits: Many
 
 
 class GemmKernel(Block):
@@ -230,7 +273,7 @@ class Gpu(Part):
 
     kind: Literal["gpu"]
     architecture: GpuArch
-    sms: Count
+    sms: Many
     tensor: PositiveFlops
     """Dense bf16 rate."""
     vector_macs: PositiveMacs
@@ -267,7 +310,7 @@ class HostCpu(Part):
     """A host processor with its memory and root complex."""
 
     kind: Literal["host_cpu"]
-    cores: Count
+    cores: Many
     memory: Memory
     root_complex: PositiveBandwidth
     """What the root complex passes between two devices below it."""
@@ -326,10 +369,10 @@ class Upmem(Part):
     """UPMEM DIMMs: DRAM processing units beside 64 MiB of MRAM each."""
 
     kind: Literal["upmem"]
-    ranks: Count
-    dpus_per_rank: Count
+    ranks: Many
+    dpus_per_rank: Many
     clock: PositiveFrequency
-    tasklets: Count
+    tasklets: Few
     mram: PositiveBytes
     """MRAM of one DPU."""
     wram: PositiveBytes
@@ -356,8 +399,8 @@ class Nvme(Part):
 
     kind: Literal["nvme"]
     flash: PositiveBytes
-    channels: Count
-    dies_per_channel: Count
+    channels: Many
+    dies_per_channel: Many
     page: PositiveBytes
     read: PositiveDuration
     """Array read time of one page (tR)."""
@@ -368,8 +411,8 @@ class Nvme(Part):
     """Commands per second that the controller accepts."""
     overhead: Delay
     """Host software, doorbell and completion of one command."""
-    queue_pairs: Count
-    queue_depth: Count
+    queue_pairs: Many
+    queue_depth: Annotated[Count, Field(le=65_536)]
     energy: BitEnergy
     static: Watts
 
@@ -383,7 +426,7 @@ class Switch(Part):
     """A CXL or PCIe switch: a hop that adds latency."""
 
     kind: Literal["switch"]
-    ports: Count
+    ports: Many
     hop: Delay
     """One way through the switch."""
     bandwidth: PositiveBandwidth
@@ -401,7 +444,7 @@ class Link(Part):
     protocol: Literal["pcie", "cxl", "nvlink", "on_package", "ddr"]
     rate: PositiveRate
     """Transfers per second and lane."""
-    width: Count
+    width: Annotated[Count, Field(le=65_536)]
     """Lanes (bits per transfer and direction)."""
     encoding: Annotated[Fraction, Field(gt=0)]
     """Share of the raw rate left by line coding, FEC and CRC."""
@@ -466,6 +509,7 @@ class Platform(Block):
     @model_validator(mode="after")
     def _wired(self) -> Platform:
         self._check_names()
+        self._check_twins()
         graph = self.graph()
         if "hbm" not in self.tiers:
             raise MisfitError("found no hbm tier, expected one, e.g. tiers: {hbm: [gpu0]}", "tiers")
@@ -476,6 +520,14 @@ class Platform(Block):
                     message = f"found tier {tier} on {name}, which no link reaches from {gpu}, expected a path"
                     raise MisfitError(message, "tiers", tier, index)
         return self
+
+    def _check_twins(self) -> None:
+        joined: dict[frozenset[str], str] = {}
+        for name, link in self.links.items():
+            twin = joined.setdefault(frozenset(link.between), name)
+            if twin != name:
+                message = f"found a second link between {' and '.join(link.between)}, expected {twin} alone, made wider"
+                raise MisfitError(message, "links", name, "between")
 
     def _check_names(self) -> None:
         for name, link in self.links.items():
@@ -492,6 +544,8 @@ class Platform(Block):
             if not names:
                 raise MisfitError(f"found no device, expected at least one of kind {kind}", "tiers", tier)
             for index, name in enumerate(names):
+                if name in names[:index]:
+                    raise MisfitError(f"found {name!r} again, expected each device once", "tiers", tier, index)
                 if name not in fitting:
                     choice = ", ".join(fitting) or "none is here"
                     message = f"found {name!r}, expected a device of kind {kind}: {choice}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ class Model(Block):
     kind: Literal["model"]
     name: Text
     summary: Text = "language model"
-    layers: Count
+    layers: Annotated[Count, Field(le=10_000)]
     hidden: Count
     intermediate: Count
     q_heads: Count

@@ -17,6 +17,8 @@ from ghostsim.config.document import Node, TreePath
 from ghostsim.config.scenario import Run, Scenario
 from ghostsim.errors import ConfigError, Location
 
+_LONGEST_KEY = 80
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,9 +32,14 @@ class Problem:
 
     def error(self, more: int = 0) -> ConfigError:
         """Return the exception that says so."""
-        dotted = ".".join(map(str, self.path))
+        dotted = dotted_path(self.path)
         rest = f" (and {more} more)" if more else ""
         return ConfigError(f"{dotted}: {self.message}{rest}" if dotted else self.message + rest, self.at)
+
+
+def dotted_path(path: TreePath) -> str:
+    """Return a path as a message shows it: long keys are cut."""
+    return ".".join(text if len(text) <= _LONGEST_KEY else f"{text[: _LONGEST_KEY - 3]}..." for text in map(str, path))
 
 
 def first_error(problems: Iterable[Problem], main: Location) -> ConfigError:
@@ -104,7 +111,7 @@ def unknown_key(key: str, choices: Sequence[str], model: type[BaseModel] | None 
     if model is Scenario and key in Run.model_fields:
         return f"found the unknown key {key!r}, expected it in a run, did you mean runs.LABEL.{key}"
     hint = f", did you mean {close[0]!r}" if close else ""
-    return f"found the unknown key {key!r}, expected one of {', '.join(choices)}{hint}"
+    return f"found the unknown key {shown(key)}, expected one of {', '.join(choices)}{hint}"
 
 
 def describe(error: ErrorDetails, root: Node, annotation: Any, prefix: TreePath) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,23 @@ from ghostsim.config.policy import Policy
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
-REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9_.\-]+)\s*(<=|>=|==|<|>)\s*([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)\s*$")
+REQUIREMENT = re.compile(
+    r"^\s*([A-Za-z0-9_.\-]+)\s*(<=|>=|==|<|>)\s*([+-]?[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]{1,2})?)\s*$"
+)
+
+FIGURES = (
+    "batch", "tokens_per_s",
+    *(f"step_ms.{name}" for name in ("mean", "p50", "p95", "p99", "max", "n")),
+    *(f"critical_path_ms.{name}" for name in ("gemm", "attend_hot", "attend_survivors", "scan", "select",
+                                              "fetch_queue", "fetch_service", "migrate", "launch", "other")),
+    *(f"quality.{name}" for name in ("elimination_rate", "resurrection_rate", "false_elimination_rate",
+                                     "false_resurrection_rate", "violations", "certified_mass.mean",
+                                     "certified_mass.max")),
+    *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
+)  # fmt: skip
+"""Numbers that metrics.json holds of every run, by their paths."""
+TABLES = ("bytes_per_step", "utilisation", "energy_mj_per_token", "capacity_bytes")
+"""Tables that metrics.json holds of every run; their keys depend on the platform."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -51,7 +68,7 @@ class Run(Strict):
     """What scans the index, if the policy has one."""
     fetch: Literal["dma", "zero_copy"] = "dma"
     """How survivors reach the GPU: by copy engine into HBM, or read in place by the SMs."""
-    chunks: Count = 1
+    chunks: Annotated[Count, Field(le=256)] = 1
     """Pieces in which a filter near memory hands over the survivors of one request."""
     result: Literal["ids", "bitmap"] = "bitmap"
     """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record."""
@@ -87,6 +104,8 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _names_exist(self) -> Scenario:
         for index, label in enumerate(self.baseline):
+            if label in self.baseline[:index]:
+                raise MisfitError(f"found {label!r} again, expected each baseline once", "baseline", index)
             if label not in self.runs:
                 message = f"found {label!r}, expected one of the runs {', '.join(self.runs)}"
                 raise MisfitError(message, "baseline", index)
@@ -103,5 +122,10 @@ def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
             "require",
             index,
         )
-    if found[1].split(".")[0] not in labels:
+    label, _, figure = found[1].partition(".")
+    if label not in labels:
         raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)
+    if figure not in FIGURES and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
+        close = difflib.get_close_matches(figure, FIGURES, 1, 0.5) or ["quality.lost_mass.max"]
+        message = f"found {found[1]!r}, which is no number of metrics.json, expected one, e.g. '{label}.{close[0]}'"
+        raise MisfitError(message, "require", index)

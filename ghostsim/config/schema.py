@@ -15,6 +15,7 @@ from ghostsim.config.formats import Format
 from ghostsim.config.policy import Keep
 from ghostsim.config.scenario import Run, Workload
 from ghostsim.config.settings import SHARED
+from ghostsim.errors import UsageError
 
 Schema = dict[str, Any]
 
@@ -38,7 +39,10 @@ def schemas() -> dict[str, Schema]:
 
 def write_schemas(folder: Path) -> list[Path]:
     """Write ``KIND.schema.json`` for each kind of document; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: found {folder}, expected a folder that can be written: {error.strerror}") from None
     paths = []
     for kind, schema in schemas().items():
         path = folder / f"{kind}.schema.json"

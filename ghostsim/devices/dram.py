@@ -28,7 +28,7 @@ _MOST_RECORDS = 17
 def timing_of(part: Dram) -> DramTiming:
     """Convert a catalogue part to the bank model's timing set, in clock cycles."""
     timing, geometry = part.timing, part.geometry
-    clock_ps = timing.tCK or 2e12 / part.data_rate
+    clock_ps = part.clock_ps
     optional = {
         f"n{name[1:]}": cycles(value, clock_ps)
         for name in ("tCCD_S_WR", "tCCD_L_WR", "tCCD_R", "tRTW", "tPPD", "tCS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -47,11 +48,8 @@ def staged(out: Path, *, force: bool = False, marker: str = "manifest.json") -> 
     UsageError
         If `out` exists and `force` is not set, or cannot be made.
     """
-    if out.exists() and not force:
-        raise UsageError(f"--out: found {out}, which exists; expected a new folder, or --force to replace it")
-    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--force: found {out} without a {marker}; expected a folder that this command wrote")
     try:
+        _check_free(out, marker, force=force)
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
@@ -62,6 +60,17 @@ def staged(out: Path, *, force: bool = False, marker: str = "manifest.json") -> 
         _swap(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(out: Path, marker: str, *, force: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise UsageError(f"--out: found {out}, which exists; expected a new folder, or --force to replace it")
+    if out.is_symlink() or not out.is_dir():
+        raise UsageError(f"--force: found {out}, which is no folder; expected a folder that this command wrote")
+    if not (out / marker).is_file() and any(out.iterdir()):
+        raise UsageError(f"--force: found {out} without a {marker}; expected a folder that this command wrote")
 
 
 def _swap(temporary: Path, out: Path) -> None:
@@ -77,7 +86,7 @@ def _swap(temporary: Path, out: Path) -> None:
 
 def default_out(name: str) -> Path:
     """Return the first free of runs/NAME, runs/NAME-2, ..."""
-    first = Path("runs") / name
+    first = Path("runs") / name.replace("/", "_")[:100]
     return next(path for path in _numbered(first) if not path.exists())
 
 

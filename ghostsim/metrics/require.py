@@ -37,11 +37,14 @@ def _check(bound: str, runs: Mapping[str, Any]) -> str:
 
 def _look_up(path: str, runs: Mapping[str, Any]) -> float:
     node: Any = runs
-    for part in path.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            known = ", ".join(node) if isinstance(node, Mapping) else "no further part"
-            raise ConfigError(f"require: found {path!r} without {part!r} in metrics.json, expected {known}")
-        node = node[part]
-    if isinstance(node, bool) or not isinstance(node, int | float):
+    rest = path
+    while rest and isinstance(node, Mapping):
+        key = next((key for key in node if rest == key or rest.startswith(f"{key}.")), None)
+        if key is None:
+            raise ConfigError(f"require: found {path!r} without {rest!r} in metrics.json, expected {', '.join(node)}")
+        node, rest = node[key], rest[len(key) + 1 :]
+    if node is None:
+        raise ConfigError(f"require: found {path!r}, which this policy does not have, expected the path of a number")
+    if rest or isinstance(node, bool) or not isinstance(node, int | float):
         raise ConfigError(f"require: found {path!r} = {node!r}, expected the path of a number")
     return float(node)

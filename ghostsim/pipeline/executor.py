@@ -11,12 +11,14 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import FlowClass, Network
-from ghostsim.errors import InvariantError
+from ghostsim.errors import GhostsimError, InvariantError
 from ghostsim.pipeline.binding import Bound, Row
 from ghostsim.plan.plan import Plan
 
 Ints = NDArray[np.int64]
+_LONGEST_PS = 100 * 86_400 * PS_PER_S
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Executor:
         self.env.run()
         if self.finished != len(self.start):
             raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")
+        if self.env.now > _LONGEST_PS:
+            days = f"{self.env.now / PS_PER_S / 86_400:.3g} days"
+            raise GhostsimError(f"found steps that take {days} in all, expected less than 100, e.g. fewer steps")
         columns = (np.array(column, np.int64) for column in (self.start, self.finish, self.delay, self.service))
         return Times(*columns)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from ghostsim.errors import Location, StoreError
+from ghostsim.config import document
+from ghostsim.errors import ConfigError, Location, StoreError
 from ghostsim.export.timeline import Timeline, read_timeline
 
 Steps = Mapping[str, Mapping[str, Sequence[float | None]]]
@@ -73,6 +73,27 @@ class _Metrics(BaseModel):
     compare: dict[str, dict[str, dict[str, float]]] = {}
 
 
+class _Workload(BaseModel):
+    trace: list[str] = []
+    kind: str = ""
+    context_tokens: float | None = None
+    steps: float | None = None
+    trained_context: float | None = None
+    recorded_tokens: float | None = None
+    lossless: dict[str, bool] = {}
+
+
+class _Manifest(BaseModel):
+    notes: list[str] = []
+    not_modelled: list[str] = []
+    assumptions: list[str] = []
+    packages: dict[str, str] = {}
+    simulator: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    workload: _Workload = _Workload()
+    lost_mass_by_context: dict[str, list[dict[str, float]]] = {}
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run folder, checked and parsed."""
@@ -102,8 +123,11 @@ def _read(path: Path) -> RunFolder:
     if not path.is_dir():
         raise StoreError("found no run folder, expected one that `ghostsim run` wrote, e.g. runs/cxl_pim", _at(path))
     metrics = _mapping(path / "metrics.json")
-    _check_metrics(metrics, path / "metrics.json")
+    if metrics.get("schema") != 1:
+        raise StoreError(f"schema: found {metrics.get('schema')!r}, expected 1", _at(path / "metrics.json"))
+    _check(metrics, _Metrics, path / "metrics.json")
     config, manifest = _config(path / "config.yaml"), _mapping(path / "manifest.json")
+    _check(manifest, _Manifest, path / "manifest.json")
     return RunFolder(path, metrics, config, manifest, _steps(path / "steps.csv"), Timeline())
 
 
@@ -147,11 +171,9 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
-    if metrics.get("schema") != 1:
-        raise StoreError(f"schema: found {metrics.get('schema')!r}, expected 1", _at(path))
+def _check(found: Mapping[str, Any], model: type[BaseModel], path: Path) -> None:
     try:
-        _Metrics.model_validate(metrics, strict=False)
+        model.model_validate(found, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -166,15 +188,10 @@ def _brief(value: object) -> str:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(_text(path), Loader=loader)  # noqa: S506  (both loaders are safe ones)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = _at(path, mark.line + 1, mark.column + 1) if mark else _at(path)
-        raise StoreError(f"found broken YAML ({error.problem}), expected what a run wrote", at) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise StoreError(f"found broken YAML ({error}), expected what a run wrote", _at(path)) from None
+        found = document.parse(_text(path), path).plain()
+    except ConfigError as error:
+        raise StoreError(str(error)) from None
     if not isinstance(found, dict):
         raise StoreError(f"found a {type(found).__name__}, expected the effective scenario, e.g. schema: 1", _at(path))
     return found

@@ -225,7 +225,7 @@ def kv_share(runs: Runs, label: str) -> float | None:
 
 def _limit_text(run: Run) -> str:
     cause = longest_cause(run)
-    spent = f", {share(cause[1])} of the step goes to {CAUSES.get(cause[0], cause[0])}" if cause else ""
+    spent = f", and {share(cause[1])} of the step goes to {CAUSES.get(cause[0], cause[0])}" if cause else ""
     busiest = limit(run)
     if not busiest:
         return f"the limit is no resource that was observed{spent}"
@@ -288,7 +288,7 @@ def _trust(metrics: Mapping[str, Any], facts: Facts) -> str:
     trained = work.get("trained_context")
     if trained and trained < trace["context_tokens"]:
         text += f", from a model trained at {trained:,}"
-    if work.get("token_repeats"):
+    if (work.get("token_repeats") or 1) > 1:
         text += f"; each recorded token stands for {number(work['token_repeats'])}"
     if facts.assumed is not None:
         text += f"; {plural(facts.assumed, 'hardware number')} {'is' if facts.assumed == 1 else 'are'} assumed"

@@ -18,7 +18,8 @@ FORMAT = 1
 _SHOWN = 60
 
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""What a scale, a cap or a factor of scores may be; beyond it their sums overflow or vanish."""
 
 
 class _Fields(Strict, strict=True):

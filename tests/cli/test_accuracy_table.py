@@ -240,3 +240,9 @@ def test_kernel_tables_meet_their_bars_on_every_part(table, median, p90):
     for errors in (probe, *probe["parts"].values()):
         assert errors["median"] <= median
         assert errors["p90"] <= p90
+
+
+def test_a_long_field_is_cut_and_an_overflow_is_explained(tmp_path):
+    assert len(message(written(tmp_path, DMA_HEADER, DMA_ROW.replace("2381.6", "9" * 5000)))) < 400
+    huge = ROW.replace(",32,8,128,", f",{10**15},{10**15},{10**15},").replace(",8,8192,", f",{10**15},{10**15},")
+    assert "expected a real shape" in message(written(tmp_path, HEADER, huge))

@@ -48,6 +48,18 @@ def test_schema_is_written_per_kind(ghostsim, tmp_path):
     assert "scenario.schema.json" in {path.name for path in (tmp_path / "schemas").iterdir()}
 
 
+def test_schema_is_not_written_over_a_file(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "expected a folder" in refused(2, "schema", "--out", "file")
+
+
+@pytest.mark.parametrize(
+    "args", [("compose", "natural_4k", "--context"), ("synth", "--like", "natural_4k", "--tokens")]
+)
+def test_a_trace_too_long_to_write_is_refused_at_once(ghostsim, tmp_path, args):
+    assert ghostsim("trace", *args, 10**12, "--out", "o", cwd=tmp_path).returncode == 2
+
+
 def test_trace_info_json(ghostsim, tmp_path):
     found = json.loads(ghostsim("trace", "info", "natural_4k", "--json", cwd=tmp_path).stdout)
     assert (found["prompt_len"], found["steps"]) == (3968, 128)
@@ -133,3 +145,9 @@ def test_wrong_usage_exits_2(ghostsim, tmp_path, args):
 def test_help_names_the_exit_codes(ghostsim, tmp_path):
     text = ghostsim("--help", cwd=tmp_path).stdout
     assert "130 interrupted" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("group", [(), ("trace",)])
+def test_help_cuts_no_line_short(ghostsim, tmp_path, group):
+    text = ghostsim(*group, "--help", cwd=tmp_path, COLUMNS="80").stdout
+    assert "..." not in text.partition("Commands:")[2]

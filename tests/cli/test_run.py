@@ -54,6 +54,37 @@ def metrics(done):
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize(
+    "args", [("--out", "small.yaml/x.html"), ("--out", "runs", "--force"), ("--out", "small.yaml")]
+)
+def test_compare_writes_a_new_file_only(done, folder, ghostsim, args):
+    result = ghostsim("compare", "runs/small", *args, cwd=folder)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, ""])
+def test_an_out_that_cannot_be_made_is_wrong_usage(folder, ghostsim, name, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "small.yaml").write_text(SCENARIO)
+    result = ghostsim("run", "small.yaml", "--out", name, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "small.yaml"}
+
+
+def test_compare_makes_the_folder_of_its_page(done, folder, ghostsim):
+    result = ghostsim("compare", "runs/small", "--out", "pages/new/c.html", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "pages/new/c.html").is_file()
+
+
+def test_a_run_folder_whose_configuration_is_damaged_cannot_be_simulated_again(done, folder, ghostsim):
+    shutil.copytree(folder / "runs/small", folder / "damaged")
+    (folder / "damaged/timeline.json.gz").unlink()
+    (folder / "damaged/config.yaml").write_text("schema: 1\nname: x\nruns: {}\n")
+    result = ghostsim("report", "damaged", cwd=folder)
+    assert (result.returncode, result.stderr.count("\n")) == (4, 1), result.stderr
+
+
 def test_folder_is_the_last_line_on_stderr(done, folder):
     assert (folder / done.stderr.rstrip().splitlines()[-1] / "metrics.json").is_file()
 
@@ -207,6 +238,9 @@ def test_missed_requirement_writes_results_and_exits_5(folder, tmp_path, ghostsi
     again = ghostsim("run", "small.yaml", "--out", tmp_path / "r", "--set", bound, "--quiet", cwd=folder)
     assert again.returncode == 5, again.stderr
     assert (tmp_path / "r" / "metrics.json").is_file()
+    error, folder_line = again.stderr.splitlines()
+    assert error.startswith("error: require: found full.step_ms.p50 = ")
+    assert folder_line == str(tmp_path / "r")
 
 
 def test_unknown_set_is_a_configuration_error_with_a_suggestion(folder, ghostsim):

@@ -37,6 +37,11 @@ CASES = [
     ("scenario", "baseline: [full]", "baseline: full", "scenario:6:11", "found 'full', expected a list"),
     ("scenario", "max <= 0.01", "max =< 0.01", "scenario:10:11", "expected PATH OP NUMBER"),
     ("scenario", '"quest.quality', '"qest.quality', "scenario:10:11", "expected it to start with a run: full, quest"),
+    ("scenario", "max <= 0.01", "max <= 1e999", "scenario:10:11", "expected PATH OP NUMBER"),
+    ("scenario", "lost_mass.max", "lost_mas.max", "scenario:10:11", "expected one, e.g. 'quest.quality.lost_mass.max'"),
+    ("scenario", "lost_mass.max", "lost_mass", "scenario:10:11", "which is no number of metrics.json"),
+    ("scenario", "[full]", "[full, full]", "scenario:6:18", "found 'full' again, expected each baseline once"),
+    ("scenario", "filter: cxl", "filter: cxl, chunks: 1000000", "scenario:9:83", "chunks: found 1000000, expected"),
     ("scenario", "filter: cxl", "filter: dram", "scenario:9:70", "runs.quest.filter: found filter dram"),
     ("scenario", "filter: cxl", "filter: fpga", "scenario:9:70", "expected one of 'gpu'"),
     ("scenario", "kv_tier: cxl", "kv_tier: tape", "scenario:9:40", "runs.quest.kv_tier: found 'tape'"),
@@ -80,6 +85,19 @@ CASES = [
     ("quest", "format: fp16", "format: {}", "quest:3:43", "of no known kind, expected fp16 or int"),
     ("cxl", "kind: cxl_expander\n", "", "cxl:1:1", "of no known kind, expected kind: gpu or "),
     ("cxl", "value: 512 GiB", "value: 0 B", "cxl:8:21", "above zero"),
+    ("gpu", "launch: 1 us", 'launch: "\u0661 us"', "gpu:12:9", "expected a duration with its unit"),
+    ("gpu", "launch: 1 us", "launch: 1e5 s", "gpu:12:9", "too large, expected a duration of at most 1000 s"),
+    ("gpu", "bandwidth: 60 GB/s", "bandwidth: 1e-300 GB/s", "gpu:14:37", "too small, expected a bandwidth of at least"),
+    ("gpu", "bandwidth: 60 GB/s", "bandwidth: 1e30 GB/s", "gpu:14:37", "too large, expected a bandwidth of at most"),
+    ("gpu", "sms: 132", "sms: 1000000000", "gpu:7:6", "sms: found 1000000000, expected a number of at most 100000"),
+    ("gpu", "channels: 80", "channels: 80, efficiency: 0", "gpu:11:53", "efficiency: found 0, expected a number above"),
+    ("dram", "tREFI: 3.9 us", "tREFI: 10 ns", "dram:10:38", "timing.tREFI: found 24 cycles, expected more than one"),
+    ("dram", "tRC: 115 nCK", "tRC: 1 nCK", "dram:8:91", "timing.tRC: found 1 cycles, expected at least tRAS, 77"),
+    ("dram", "tCL: 38 nCK", f"tCL: {'9' * 5000} nCK", "dram:8:23", "expected a duration or clock cycles up to"),
+    ("dram", "row_bytes: 8192", "row_bytes: 100", "dram:11:99", "row_bytes: found 100, expected a multiple of"),
+    ("dram", "bankgroups: 8", "bankgroups: 1000, subchannels: 2", "dram:11:11", "geometry: found 8000 banks"),
+    ("dram", "nBL: 8", "nBL: 100000", "dram:8:15", "nBL: found 100000, expected a number of at most 64"),
+    ("link", "width: 16", "width: 1000000", "link:8:8", "width: found 1000000, expected a number of at most 65536"),
     ("cxl", "kind: cxl_expander", "kind: cxl_expandr", "cxl:2:7", "kind: found 'cxl_expandr', expected one of"),
     ("cxl", "dram: dram.yaml", "dram: link.yaml", "link:", "memory.dram"),
     ("gpu", "sms: 132", "sms: true", "gpu:7:6", "sms: found true, expected a whole number"),
@@ -116,12 +134,21 @@ CASES = [
     ),
     ("platform", "cxl: [cxl0]", "cxl: [gpu0]", "platform:9:28", "found 'gpu0', expected a device of kind cxl_expander"),
     ("platform", "cxl: [cxl0]", "cxl: []", "platform:9:27", "found no device"),
+    ("platform", "cxl: [cxl0]", "cxl: [cxl0, cxl0]", "platform:9:34", "found 'cxl0' again, expected each device once"),
+    (
+        "platform",
+        "tiers:",
+        "  up2: {extends: link.yaml, between: [gpu0, cxl0]}\ntiers:",
+        "platform:9:38",
+        "found a second link between gpu0 and cxl0, expected up alone",
+    ),
     ("platform", "cxl: [cxl0]", "tape: [cxl0]", "platform:9:", "tape"),
     ("platform", "hbm: [gpu0], ", "", "platform:9:8", "found no hbm tier"),
     ("platform", "up: {", "cxl: {", "platform:8:8", "expected a name that is not a tier"),
     ("platform", "extends: link.yaml", "extends: [link.yaml, 3]", "platform:8:29", "extends that is not a name"),
     # models
     ("model", "q_heads: 8", "q_heads: 7", "model:1:1", "found 7 query heads for 2 KV heads"),
+    ("model", "layers: 4", "layers: 1000000", "model:6:9", "layers: found 1000000, expected a number of at most 10000"),
     ("model", "layers: 4", "layers: 4 layers", "model:6:9", "layers: found '4 layers', expected a whole number"),
     ("model", 'source: "config.json"\n', "", "model:5:9", "found 4 without a source"),
     ("model", "hidden: 256", "hidden: [256]", "model:7:9", "hidden"),
@@ -233,6 +260,13 @@ def test_a_name_of_nothing_is_refused(name):
     with pytest.raises(ConfigError) as caught:
         load_any(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_key_is_cut(house):
+    house.write("scenario", f"schema: 1\n? {'x' * 100_000}\n: 1\nruns: {{}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_scenario(house.path("scenario"))
+    assert len(str(caught.value)) < 600
 
 
 def test_a_close_name_is_suggested(house, monkeypatch):

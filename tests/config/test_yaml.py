@@ -201,6 +201,7 @@ def test_nodes_of_plain_data_are_that_data():
 
 
 @pytest.mark.parametrize("dimension", [BYTES, BANDWIDTH, DURATION])
-@given(st.integers(0, 2**53))
+@given(st.integers(0, 10**15))
 def test_a_formatted_quantity_parses_to_itself(dimension: Dimension, value: int):
-    assert dimension.parse(dimension.format(value)) == value
+    within = value if value == 0 else max(value, int(dimension.least))
+    assert dimension.parse(dimension.format(within)) == within

@@ -54,7 +54,7 @@ def test_a_win_names_label_factor_percentile_limit_and_lost_mass():
     assert found.heading == (
         "On h100_cxl_pim, ghostkv_cxl is 1.8x faster at p95 than full_offload at the same batch of 8. "
         "It loses at most 0.41 % of attention mass (certified: 0.99 %); the limit is pcie0 (97 % busy), "
-        "80 % of the step goes to fetches that wait for other traffic."
+        "and 80 % of the step goes to fetches that wait for other traffic."
     )
     assert found.pays is True
     assert found.summary["What won"] == "ghostkv_cxl"
@@ -71,7 +71,7 @@ def test_where_it_does_not_pay_the_heading_says_so_and_why():
         "ghostkv_cxl does not pay on h100_cxl_pim: it gives 20x fewer tokens/s at batch 8 than full_fits at batch 3 "
         "(7 against 142), but is 1.75x faster at p95 than full_offload at the same batch of 8. It loses at most "
         "0.41 % of attention mass (certified: 0.99 %); it still reads 31 % of the KV at every step; the limit is "
-        "pcie0 (97 % busy), 80 % of the step goes to fetches that wait for other traffic."
+        "pcie0 (97 % busy), and 80 % of the step goes to fetches that wait for other traffic."
     )
     assert found.pays is False
     assert found.summary["What won"] == "full_fits"
@@ -170,6 +170,11 @@ def test_trust_names_trace_context_repeats_and_assumptions():
         "open loop",
     ):
         assert expected in answer
+
+
+def test_a_trace_as_it_was_recorded_repeats_nothing():
+    facts = Facts(workload={"trained_context": 4096, "token_repeats": 1.0})
+    assert "stands for" not in verdict(metrics({"full": run("full", 1, 10.0)}), facts).summary["How far to trust it"]
 
 
 def test_verdict_leaves_its_input_alone():

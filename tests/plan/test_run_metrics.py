@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, selection, simulate, varied
 
+from ghostsim.config.scenario import FIGURES, TABLES
+from ghostsim.errors import ConfigError, GhostsimError
 from ghostsim.metrics.collect import compare, moved, run_metrics, step_ms, step_rows
 from ghostsim.metrics.energy import tier_energy_per_bit
 from ghostsim.metrics.quality import quality, spread, step_quality, weights
+from ghostsim.metrics.require import missed
 
 SMALL = llama("layers=3")
 
@@ -55,6 +58,39 @@ def test_all_figures_are_finite(name, placement):
     found = list(numbers(run_metrics(run(name, placement).record)))
     assert found
     assert np.isfinite(found).all()
+
+
+def paths(node, path=""):
+    if not isinstance(node, dict):
+        return [] if isinstance(node, str) else [path]
+    return [found for key, value in node.items() for found in paths(value, f"{path}.{key}" if path else key)]
+
+
+def test_every_number_of_a_run_may_be_required():
+    figures = run_metrics(run("ghostkv", CXL).record)
+    lost = figures["quality"]["lost_mass"]
+    figures["quality"] |= {"output_error": lost, "certified_mass": {"mean": 0, "max": 0}}  # null in this run
+    assert {path for path in paths(figures) if path.split(".")[0] not in TABLES} == set(FIGURES)
+
+
+def test_a_resource_whose_name_has_dots_may_be_required():
+    metrics = {"runs": {"a": {"utilisation": {"gpu0.hbm.bus": 0.5, "gpu0": 0.1}}}}
+    assert missed(["a.utilisation.gpu0.hbm.bus >= 0.5", "a.utilisation.gpu0 < 0.2"], metrics) == []
+    assert missed(["a.utilisation.gpu0.hbm.bus > 0.5"], metrics) != []
+
+
+@pytest.mark.parametrize("path", ["a.utilisation.gpu1", "a.utilisation.gpu0.x", "a.quality.violations", "a.quality"])
+def test_what_is_no_number_cannot_be_required(path):
+    metrics = {"runs": {"a": {"utilisation": {"gpu0": 0.1}, "quality": {"violations": None}}}}
+    with pytest.raises(ConfigError, match="expected"):
+        missed([f"{path} > 0"], metrics)
+
+
+def test_steps_beyond_what_the_clock_holds_are_refused():
+    of = policy("full")
+    slow = ("devices.host0.root_complex=1 kB/s",)
+    with pytest.raises(GhostsimError, match="expected less than 100"):
+        simulate(varied(of, SMALL, context=10**6, batch=1, steps=2), of, SMALL, CXL, 1, sets=slow)
 
 
 def test_a_byte_counts_on_every_link_of_its_route():

@@ -40,6 +40,7 @@ class Recording:
     layers: tuple[int, ...] | None = None
     values: bool = False
     ahead: bool = False
+    classes: bool = False
     q_prompt: int | None = 256
     title: str | None = None
     licence: str = "NOASSERTION"

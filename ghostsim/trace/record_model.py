@@ -123,6 +123,20 @@ def load_tokenizer(model: str) -> Callable[..., dict[str, Any]]:
     return cast(Callable[..., dict[str, Any]], tokenizer)
 
 
+def token_classes(ids: Ids, model: str) -> npt.NDArray[np.uint8]:
+    """Return the class of each token: 1 a special token of the model's tokenizer, 2 punctuation, 0 anything else."""
+    tokenizer: Any = load_tokenizer(model)
+    distinct, place = np.unique(ids, return_inverse=True)
+    special = set(tokenizer.all_special_ids)
+    kinds = [1 if i in special else 2 if _punctuation(tokenizer.decode([i])) else 0 for i in distinct.tolist()]
+    return np.asarray(kinds, dtype=np.uint8)[place]
+
+
+def _punctuation(text: str) -> bool:
+    shown = text.strip()
+    return bool(shown) and not any(char.isalnum() for char in shown)
+
+
 def check_runs(model: nn.Module, ids: Tensor) -> None:
     """Run the model as it is, so that its own faults are not taken for the recorder's.
 

@@ -18,7 +18,16 @@ from ghostsim.trace.format import Trace
 from ghostsim.trace.record_capture import Call, Listener, Seen, Start, decoder_layers
 from ghostsim.trace.record_check import OUTPUT, PROBABILITY, LayerRule, Replay
 from ghostsim.trace.record_geometry import Geometry, as_numpy, check_kept, geometry_of, window_of
-from ghostsim.trace.record_model import check_runs, generate, load_model, losses, model_folder, read_ids, weights_sha256
+from ghostsim.trace.record_model import (
+    check_runs,
+    generate,
+    load_model,
+    losses,
+    model_folder,
+    read_ids,
+    token_classes,
+    weights_sha256,
+)
 from ghostsim.trace.record_rope import frequencies, undo
 from ghostsim.trace.record_store import LayerRecord, Store
 from ghostsim.trace.write import TraceWriter
@@ -224,7 +233,10 @@ class Recorder:
             out, source = writer.array(name, np.float16 if half else np.float32, shape), self.store.array(name, shape)
             for row in range(shape[0]):
                 out[row] = source[row]
-        writer.put("token_ids", self.ids[: self.asked.tokens].astype(np.int32))
+        ids = self.ids[: self.asked.tokens].astype(np.int32)
+        writer.put("token_ids", ids)
+        if self.asked.classes:
+            writer.put("token_class", token_classes(ids, self.asked.model))
         if self.geometry.rope is not None:
             writer.put("inv_freq", np.asarray([x.inv_freq for x in layers], dtype=np.float64))
         loss = self.store.load("loss")

@@ -96,6 +96,16 @@ def test_text_goes_through_the_models_tokenizer(llama, tmp_path, token_file, rec
     assert np.array_equal(recorded(llama, ids=text).token_ids, ids[: PROMPT + STEPS])
 
 
+def test_token_classes_are_special_punctuation_and_the_rest(llama, token_file, recorded):
+    words = {"<s>": 0, ".": 3, "),": 4} | {f"w{i}": i for i in (1, 2, *range(5, 97))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))  # noqa: S106  (a word, no secret)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(llama)  # noqa: S106
+    ids = np.load(token_file("numbers.npy"))
+    ids[:5] = (0, 3, 4, 5, 0)
+    np.save(text := token_file("given.npy"), ids)
+    assert recorded(llama, ids=text, classes=True).token_class[:5].tolist() == [1, 2, 2, 0, 1]
+
+
 def test_two_recordings_are_the_same_to_the_byte(llama, recorded):
     first, second = recorded(llama, "one"), recorded(llama, "two")
     for name in first.arrays():

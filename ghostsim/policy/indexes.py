@@ -26,13 +26,13 @@ from ghostsim.config.policy import (
     SketchScore,
 )
 from ghostsim.errors import ConfigError
+from ghostsim.policy.bases import principal_basis, random_basis, sampled
 from ghostsim.policy.exact import Array, Block, softcapped
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
 
 _ROWS = 2048
 _SEED = 0
-_FIT_ROWS = 16384
 _BEYOND_FP16 = 1e12
 
 Claim = Literal["score", "logits", "cosine"]
@@ -188,28 +188,7 @@ def _half(values: Array) -> npt.NDArray[np.float16]:
 
 def _fit_projected(keys: Array, basis: Array, bits: int) -> Codes:
     """Fit a quantiser on the projections of `keys`, evenly sampled where there are many; the rest is clipped."""
-    return fit_codes(_sample(keys) @ basis, bits)
-
-
-def _sample(keys: Array) -> Array:
-    return keys[:: max(1, len(keys) // _FIT_ROWS)]
-
-
-def principal_basis(keys: Array, m: int) -> npt.NDArray[np.float64]:
-    """Return the m top eigenvectors [d, m] of the uncentred second moment of `keys` [n, d].
-
-    Long contexts are sampled evenly: any basis is sound, and a covariance of 128 channels needs no million keys.
-    """
-    sample = _sample(keys)
-    moment = (sample.T @ sample).astype(np.float64)
-    _, vectors = np.linalg.eigh((moment + moment.T) / 2)
-    return np.ascontiguousarray(vectors[:, ::-1][:, :m])
-
-
-def random_basis(d: int, m: int) -> npt.NDArray[np.float64]:
-    """Return m orthonormal directions [d, m] from a Gaussian matrix."""
-    gaussian = generator(_SEED, f"policy/sketch/{d}x{m}").standard_normal((d, m))
-    return np.linalg.qr(gaussian)[0]
+    return fit_codes(sampled(keys) @ basis, bits)
 
 
 def build_published(keys: Array, published: Published) -> TokenIndex:

@@ -173,6 +173,12 @@ class ResidualSketch:
         """Return the records as a reader sees them, [n, m + 1 + B]: numbers, their rounding, residual norms."""
         return np.column_stack([self.numbers.astype(np.float64), rounding(self.numbers), read(self.residuals)])
 
+    def estimate(self, queries: Array) -> Floats:
+        """Return the product [r, n] without what lies outside the span: no bound."""
+        numbers = self.numbers.astype(np.float64)
+        inside = self.rows(queries)[:, : numbers.shape[1]] @ numbers.T
+        return np.asarray(inside + queries.astype(np.float64) @ self.mean[:, None])
+
     def rows(self, queries: Array) -> Floats:
         """Return the query's side [r, m + 1 + B]."""
         wide = queries.astype(np.float64)
@@ -282,6 +288,11 @@ class QuantisedSketch:
         whole = read(np.abs(self.error))
         steps = (self.error == 0) if self.form == "box" else np.zeros(len(whole))
         return np.column_stack([self.numbers(), whole, read(self.outside), steps])
+
+    def estimate(self, queries: Array) -> Floats:
+        """Return the product [r, n] with what the codes stand for: no bound."""
+        wide = queries.astype(np.float64)
+        return np.asarray(wide @ self.basis @ self.numbers().T + wide @ self.mean[:, None])
 
     def rows(self, queries: Array) -> Floats:
         """Return the query's side [r, m + 3]."""

@@ -74,7 +74,9 @@ def test_exact_scores_are_the_limit(found):
         limit = found.point(exact, STAGED, scope)
         assert limit.of_oracle == 1
         assert limit.false_elimination["needed"] == 0
-        assert all(found.point(i, STAGED, scope).elimination <= limit.elimination for i in range(exact))
+        others = [found.point(i, STAGED, scope) for i in range(exact)]
+        assert all(point.elimination <= limit.elimination for point in others)
+        assert [point.of_oracle for point in others] == [point.elimination / limit.elimination for point in others]
     assert found.spearman[exact] == pytest.approx(1)
     assert found.overlap[exact] == pytest.approx(1)
 
@@ -86,36 +88,40 @@ def test_a_group_rules_out_less_than_its_heads_and_staged_more_than_flat(found):
         assert found.point(i, STAGED, "group").elimination <= found.point(i, STAGED, "head").elimination
 
 
-def test_counts_are_those_of_a_plain_loop(small, found):
-    """Exact scores below a threshold, one layer, counted again with sorted lists."""
+@pytest.mark.parametrize("scope", SCOPES)
+def test_counts_are_those_of_a_plain_loop(small, found, scope):
+    """One sketch, the lowest 70 % by estimate, one layer, counted again with sets."""
     workload = compose([small], None, requests=1, steps=None, context=None, seed=0)
-    rule, layer, c0, c1 = Rule("share", 0.7), 2, 4, small.prompt_len - 256
-    totals = dict.fromkeys(("eliminated", "cold", "top", "top_cold", "gone", "needed", "needed_gone"), 0)
-    sketch = index_of(found, "keys", 4)
+    rule, layer, sketch = Rule("share", 0.7), 0, index_of(found, "keys", 4)
+    rows = []
     for number in (2 * layer, 2 * layer + 1):
         head = workload.head(number)
-        one = unit_of(head, found.steps)
-        estimate = judge(one, found.sketches[sketch]).estimate
+        estimate = judge(unit_of(head, found.steps), found.sketches[sketch]).estimate
         for s, step in enumerate(found.steps):
-            for j in range(4):
-                scores = head.scale * (head.keys[: head.context + step + 1] @ head.queries[step, j])
-                weights = np.exp(scores - scores.max())
-                top = set(np.argsort(-scores, kind="stable")[:32].tolist())
-                out = set((np.argsort(estimate[s, j], kind="stable")[: int(0.7 * (c1 - c0))] + c0).tolist())
-                needed = oracle(weights, c0, c1, 0.01)
-                cold = {t for t in top if c0 <= t < c1}
-                for name, count in {
-                    "eliminated": len(out), "cold": c1 - c0, "top": 32, "top_cold": len(cold),
-                    "gone": len(cold & out), "needed": len(needed), "needed_gone": len(needed & out),
-                }.items():  # fmt: skip
-                    totals[name] += count
+            rows += counted(small, head, step, estimate[s], scope)
+    eliminated, cold, top_cold, gone, needed, needed_gone = np.sum(rows, axis=0).tolist()
     heads = np.zeros(found.classes.shape, dtype=bool)
     heads[layer] = True
-    point = found.point(sketch, RULES.index(rule), "head", heads)
-    assert point.elimination == totals["eliminated"] / totals["cold"]
-    assert point.false_elimination["frontier"] == totals["gone"] / totals["top"]
-    assert point.false_elimination["simulator"] == totals["gone"] / totals["top_cold"]
-    assert point.false_elimination["needed"] == pytest.approx(totals["needed_gone"] / totals["needed"], abs=2e-3)
+    point = found.point(sketch, RULES.index(rule), scope, heads)
+    assert point.elimination == eliminated / cold
+    assert point.false_elimination["frontier"] == gone / (32 * len(rows))
+    assert point.false_elimination["simulator"] == gone / top_cold
+    assert point.false_elimination["needed"] == pytest.approx(needed_gone / needed, abs=2e-3)
+
+
+def counted(trace, head, step, estimate, scope):
+    """Return eliminated, cold, cold of the top 32, eliminated of these, needed, eliminated of these per query head."""
+    c0, c1 = 4, trace.prompt_len - 256
+    scores = head.scale * (head.keys[: head.context + step + 1] @ head.queries[step].T).T
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    out = [set((np.argsort(e, kind="stable")[: int(0.7 * (c1 - c0))] + c0).tolist()) for e in estimate]
+    needed = [oracle(w, c0, c1, 0.01) for w in weights]
+    if scope == "group":
+        out, needed = [set.intersection(*out)] * 4, [set.union(*needed)] * 4
+    cold = [{t for t in np.argsort(-x, kind="stable")[:32].tolist() if c0 <= t < c1} for x in scores]
+    return [
+        (len(o), c1 - c0, len(c), len(c & o), len(n), len(n & o)) for o, c, n in zip(out, cold, needed, strict=True)
+    ]
 
 
 def oracle(weights, c0, c1, eps):
@@ -138,10 +144,13 @@ def test_modern_counts_queries(unit):
     low = np.where(np.arange(unit.scores.shape[-1]) == 0, 9.0, -9.0)
     fake = replace(judged, estimate=np.broadcast_to(low, unit.scores.shape).copy())
     fake.estimate[0] = -9.0
-    sums, _ = audits.judge_rule(unit, fake, rule)[0]
-    rows = dict(zip(audits._FIELDS, sums.sum(axis=0), strict=True))
-    assert rows["all_eliminated"] == 4
-    assert rows["all_falsely"] == np.count_nonzero(unit.scores[0].max(axis=-1) > 0.1)
+    scores = unit.scores.copy()
+    scores[0, 1] = -1.0
+    scores[0, [0, 2, 3], 7] = 1.0
+    for scope, false in ((0, 3), (1, 4)):
+        sums, _ = audits.judge_rule(replace(unit, scores=scores), fake, rule)[scope]
+        rows = dict(zip(audits._FIELDS, sums.sum(axis=0), strict=True))
+        assert (rows["all_eliminated"], rows["all_falsely"]) == (4, false)
 
 
 def test_certificates_are_the_evaluators(make_policy, natural):

@@ -8,7 +8,7 @@ both norms being functions of what is stored. So is the rounding of numbers to f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -32,7 +32,9 @@ _TINY = float(np.finfo(np.float32).tiny)
 _CONDITION = 1e6
 _EXACT = 1e-10  # relative error, generously, of everything that is computed in float64 when keys are stored
 _LEVELS = 127
-_NORM_LEVELS = 65535
+_NORM_LEVELS = 4095
+_NORM_ROOM = 4  # later keys may lie further out than the fitted ones
+_FRACTION = 256  # of a step of the query: weights of norms are rounded up to it
 
 
 class Index(Protocol):
@@ -169,6 +171,13 @@ class ResidualSketch:
         """Bytes of a record."""
         return float(2 * (self.numbers.shape[1] + self.residuals.shape[1]))
 
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def part(self, rows: slice) -> ResidualSketch:
+        """Return the records of some keys."""
+        return replace(self, numbers=self.numbers[rows], residuals=self.residuals[rows])
+
     def table(self) -> Floats:
         """Return the records as a reader sees them, [n, m + 1 + B]: numbers, their rounding, residual norms."""
         return np.column_stack([self.numbers.astype(np.float64), rounding(self.numbers), read(self.residuals)])
@@ -279,6 +288,13 @@ class QuantisedSketch:
         """Bytes of a record."""
         return float(self.codes.shape[1] * self.bits / 8 + (4 if self.form == "two" else 2))
 
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def part(self, rows: slice) -> QuantisedSketch:
+        """Return the records of some keys."""
+        return replace(self, codes=self.codes[rows], error=self.error[rows], outside=self.outside[rows])
+
     def numbers(self) -> Floats:
         """Return a^ [n, m]."""
         return expanded(self.quantiser, self.codes)
@@ -324,17 +340,18 @@ def half_steps(quantiser: Codes) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class IntegerSketch:
-    """Scoring in integers only: int8 queries, codes about their middle, 16-bit norms; the rescale rounds up.
+    """Scoring in integers only: int8 queries, codes about their middle, 12-bit norms; the rescale rounds up.
 
-    The bound is sigma T + c with T = sum_j q_j code_j + w rho, an integer; sigma, c, and the integers q_j and w are
-    made once per query. w covers ||q|| rho and what quantising the query changes, which meets the norm of the codes.
-    m b / 8 + 2 + 2 bytes per token: codes, rho, the norm of the codes. A rho beyond its range is never ruled out.
+    The bound is sigma T / 256 + c with T = 256 sum_j q_j code_j + w rho, a 32-bit integer; sigma, c, and the integers
+    q_j and w are made once per query. w covers ||q|| rho and what quantising the query changes, which meets the norm
+    of the codes. m b / 8 + 2 + 2 bytes per token: codes, rho, the norm of the codes. A rho beyond its range is never
+    ruled out.
     """
 
     sketch: QuantisedSketch
     """In the form `one`."""
     error: npt.NDArray[np.int64]
-    """[n] rho in steps of `error_step`, rounded up, at most 65,535, which stands for no bound."""
+    """[n] rho in steps of `error_step`, rounded up, at most 4,095, which stands for no bound."""
     error_step: float
     size: npt.NDArray[np.int64]
     """[n] norm of the codes about their middle, rounded up."""
@@ -347,8 +364,7 @@ class IntegerSketch:
         sketch = QuantisedSketch.fit(keys, basis, bits, "one", mean=mean, ranges=ranges)
         rho = read(sketch.error)
         known = rho[rho < UNKNOWN]
-        # Later keys may lie further out than the fitted ones: 16 times as far still has a bound.
-        step = max(float(known.max(initial=0.0)) * 16 / (_NORM_LEVELS - 1), _TINY)
+        step = max(float(known.max(initial=0.0)) * _NORM_ROOM / (_NORM_LEVELS - 1), _TINY)
         error = np.minimum(np.ceil(rho / step * (1 + _EXACT)), _NORM_LEVELS).astype(np.int64)
         size = np.ceil(norms(_middle(sketch))).astype(np.int64)
         return cls(sketch, error, step, size)
@@ -368,17 +384,18 @@ class IntegerSketch:
         sigma = self._sigma(weights, norms(wide))
         levels = np.rint(weights / sigma[:, None])
         left = norms(weights - sigma[:, None] * levels) + _EXACT * norms(weights)
-        for_error = np.ceil(norms(wide) * self.error_step / sigma * (1 + _EXACT))
-        for_size = np.ceil(left / sigma * (1 + _EXACT))
-        total = levels.astype(np.int64) @ _middle(self.sketch).T.astype(np.int64)
+        unit = sigma / _FRACTION
+        for_error = np.ceil(norms(wide) * self.error_step / unit * (1 + _EXACT))
+        for_size = np.ceil(left / unit * (1 + _EXACT))
+        total = _FRACTION * (levels.astype(np.int64) @ _middle(self.sketch).T.astype(np.int64))
         total += for_error.astype(np.int64)[:, None] * self.error + for_size.astype(np.int64)[:, None] * self.size
-        scaled = np.nextafter(sigma[:, None] * total, np.inf)
+        scaled = np.nextafter(unit[:, None] * total, np.inf)
         scaled = np.where(self.error >= _NORM_LEVELS, UNKNOWN * (1 + norms(wide)[:, None]), scaled)
         return np.asarray(scaled + self._constant(wide, inside)[:, None])
 
     def _sigma(self, weights: Floats, size: Floats) -> Floats:
-        """Return the step [r] of the query, large enough that the weight of rho fits 12 bits."""
-        finest = np.maximum(size * self.error_step / 4096, _TINY)
+        """Return the step [r] of the query, large enough that the weight of rho fits 17 bits."""
+        finest = np.maximum(size * self.error_step * _FRACTION / 2**17, _TINY)
         return np.asarray(np.maximum(np.abs(weights).max(axis=1) / _LEVELS, finest))
 
     def _constant(self, wide: Floats, inside: Floats) -> Floats:
@@ -547,7 +564,7 @@ class AnchoredSketch:
 class PageLocalSketch:
     """A sketch of R(i - i0) k, k before rotation, i0 the first position of its page; the query turns by R(-i0).
 
-    2 m + 2 B bytes per token, as `ResidualSketch`. One token per page is a sketch of keys before rotation (tight, but
+    As many bytes per token as the sketch inside. One token per page is a sketch of keys before rotation (tight, but
     every token needs a query of its own), one page for all is one of rotated keys.
     """
 
@@ -555,25 +572,8 @@ class PageLocalSketch:
     first: int
     rope: Rope
     inv_freq: Floats
-    sketch: ResidualSketch
-
-    @classmethod
-    def fit(
-        cls,
-        keys: Array,
-        matrix: Array,
-        rope: Rope,
-        inv_freq: Array,
-        page: int,
-        *,
-        first: int = 0,
-        mean: Array | None = None,
-        blocks: int = 1,
-    ) -> PageLocalSketch:
-        """Store `keys` [n, d], before rotation, of the positions `first` onwards; pages are counted from `first`."""
-        local = local_frames(keys, rope, inv_freq, page)
-        sketch = ResidualSketch.fit(local, matrix, mean=mean, blocks=blocks)
-        return cls(page, first, rope, np.asarray(inv_freq, dtype=np.float64), sketch)
+    sketch: ResidualSketch | QuantisedSketch
+    """Of `local_frames`."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -582,22 +582,36 @@ class PageLocalSketch:
 
     def upper(self, queries: Array, dtype: npt.DTypeLike = np.float64) -> Floats:
         """Return the bound [r, n] for `queries` [r, d] rotated to their own positions."""
-        n = len(self.sketch.numbers)
-        plain = replace(self.rope, attention_factor=1.0)  # the query holds its factor already
+        return self._by_page(queries, lambda part, turned: part.upper(turned, dtype) + self._slack(part, turned))
+
+    def estimate(self, queries: Array) -> Floats:
+        """Return the products [r, n] of the sketch inside: no bound."""
+        return self._by_page(queries, lambda part, turned: part.estimate(turned))
+
+    def _by_page(self, queries: Array, score: Callable[[ResidualSketch | QuantisedSketch, Floats], Floats]) -> Floats:
+        n = len(self.sketch)
         out = np.empty((len(queries), n))
         for start in range(0, n, self.page):
-            turned = rotate(queries, -(self.first + start), self.inv_freq, plain)
-            page = slice(start, min(start + self.page, n))
-            part = replace(self.sketch, numbers=self.sketch.numbers[page], residuals=self.sketch.residuals[page])
-            # Turning rounds angles and products in float64.
-            slack = _TURN * norms(queries)[:, None] * norms(part.table())[None, :] * (1 + self.first + n)
-            out[:, page] = part.upper(turned, dtype) + slack
+            rows = slice(start, min(start + self.page, n))
+            turned = _turned(queries, self.first + start, self.rope, self.inv_freq)
+            out[:, rows] = score(self.sketch.part(rows), turned)
         return out
 
+    def _slack(self, part: ResidualSketch | QuantisedSketch, turned: Floats) -> Floats:
+        """Return what turning query and key may have rounded: angles are as exact as position * 2^-53."""
+        reach = norms(turned)[:, None] * norms(part.table())[None, :]
+        return 1e-15 * (1 + self.first + len(self.sketch)) * reach
 
-_TURN = 1e-15  # angles are as exact as position * 2^-53
+
+def local_frames(keys: Array, rope: Rope, inv_freq: Array, page: int, first: int = 0) -> Floats:
+    """Turn rotated `keys` [n, d] of the positions `first` onwards back by the first position of their page.
+
+    Pages are counted from `first`.
+    """
+    starts = first + np.arange(len(keys)) // page * page
+    return _turned(keys, starts, rope, inv_freq)
 
 
-def local_frames(keys: Array, rope: Rope, inv_freq: Array, page: int) -> Floats:
-    """Return R(i - i0) k [n, d] of `keys` before rotation, i0 the first position of the page of row i."""
-    return rotate(keys, np.arange(len(keys)) % page, inv_freq, rope).astype(np.float64)
+def _turned(rows: Array, back: npt.ArrayLike, rope: Rope, inv_freq: Array) -> Floats:
+    plain = replace(rope, attention_factor=1.0)  # what is rotated holds its factor already
+    return rotate(rows, -np.asarray(back), inv_freq, plain).astype(np.float64)

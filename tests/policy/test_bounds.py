@@ -168,12 +168,13 @@ def test_all_dimensions_at_8_bits_leave_half_a_step(form):
     assert (excess <= 2.1 * np.sqrt(D) * step * bounds.norms(queries)[:, None]).all()
 
 
-def test_integer_scores_cost_little_more_than_exact_queries(recorded):
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_scores_cost_little_more_than_exact_queries(recorded, bits):
     queries, keys = recorded[1]
     basis = bases.principal_basis(keys, 32)
-    wide = bounds.QuantisedSketch.fit(keys, basis).upper(queries)
+    wide = bounds.QuantisedSketch.fit(keys, basis, bits).upper(queries)
     spread = np.std(queries.astype(np.float64) @ keys.T)
-    assert np.mean(bounds.IntegerSketch.fit(keys, basis).upper(queries) - wide) < 0.15 * spread
+    assert np.mean(bounds.IntegerSketch.fit(keys, basis, bits).upper(queries) - wide) < 0.1 * spread
 
 
 def test_a_group_of_one_key_is_that_key():
@@ -214,8 +215,19 @@ def test_a_clipped_record_of_the_box_form_is_marked():
 def test_a_norm_beyond_the_integer_range_is_never_ruled_out():
     queries, keys = vectors(8, "plain")
     index = bounds.IntegerSketch.fit(keys, pca(keys, 4))
-    far = replace(index, error=np.full_like(index.error, 65535))
+    far = replace(index, error=np.full_like(index.error, 4095))
     assert (far.upper(queries) > 1e11).all()
+
+
+def page_local(keys, rope, inv_freq, page, first, m, quantised, mean=False):
+    local = bounds.local_frames(keys, rope, inv_freq, page, first)
+    centre, basis = local.mean(axis=0) if mean else None, pca(local, m)
+    inside = (
+        bounds.QuantisedSketch.fit(local, basis, 4, "two", mean=centre)
+        if quantised
+        else bounds.ResidualSketch.fit(local, basis, mean=centre)
+    )
+    return bounds.PageLocalSketch(page, first, rope, inv_freq, inside)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -228,17 +240,25 @@ def test_a_norm_beyond_the_integer_range_is_never_ruled_out():
     factor=st.sampled_from([1.0, 1.3]),
     first=st.sampled_from([0, 4000, 1_000_000]),
     mean=st.booleans(),
+    quantised=st.booleans(),
 )
-def test_page_local_frames_bound_the_rotated_product(seed, kind, page, pairing, dims, factor, first, mean):
+def test_page_local_frames_bound_the_rotated_product(seed, kind, page, pairing, dims, factor, first, mean, quantised):
     queries, keys = vectors(seed, kind)
     rope = Rope(dims, pairing, factor)
     inv_freq = 10000.0 ** (-np.arange(dims // 2) / (dims // 2))
     turned_q = rotate(queries, np.full(len(queries), first + 200), inv_freq, rope)
     turned_k = rotate(keys, np.arange(first, first + len(keys)), inv_freq, rope)
-    local = bounds.local_frames(keys, rope, inv_freq, page)
-    centre = local.mean(axis=0) if mean else None
-    index = bounds.PageLocalSketch.fit(keys, pca(local, 4), rope, inv_freq, page, first=first, mean=centre)
+    index = page_local(turned_k, rope, inv_freq, page, first, 4, quantised, mean)
     assert_sound(index, turned_q, turned_k)
+    assert index.bytes_per_token == (4 * 4 / 8 + 4 if quantised else 2 * 4 + 2)
+
+
+def test_local_frames_are_keys_before_rotation_turned_within_their_page():
+    _, keys = vectors(15, "plain")
+    rope, inv_freq = rope_of(D), 100.0 ** (-np.arange(D // 2) / (D // 2))
+    turned = rotate(keys, np.arange(500, 500 + len(keys)), inv_freq, rope)
+    expected = rotate(keys, np.arange(len(keys)) % 5, inv_freq, rope)
+    assert bounds.local_frames(turned, rope, inv_freq, 5, 500) == pytest.approx(expected, abs=1e-9)
 
 
 def test_small_pages_bound_tighter_where_keys_are_of_low_rank_before_rotation():
@@ -246,13 +266,13 @@ def test_small_pages_bound_tighter_where_keys_are_of_low_rank_before_rotation():
     keys = rng.standard_normal((256, 4)) @ rng.standard_normal((4, D))
     rope, inv_freq = rope_of(D), 100.0 ** (-np.arange(D // 2) / (D // 2))
     queries = rotate(rng.standard_normal((8, D)), 300, inv_freq, rope)
-    excess = []
-    for page in (1, 16, 256):
-        matrix = pca(bounds.local_frames(keys, rope, inv_freq, page), 4)
-        index = bounds.PageLocalSketch.fit(keys, matrix, rope, inv_freq, page)
-        excess.append(float(np.mean(index.upper(queries) - queries @ rotate(keys, np.arange(256), inv_freq, rope).T)))
+    turned = rotate(keys, np.arange(256), inv_freq, rope)
+    indexes = [page_local(turned, rope, inv_freq, page, 0, 4, quantised=False) for page in (1, 16, 256)]
+    excess = [float(np.mean(index.upper(queries) - queries @ turned.T)) for index in indexes]
     assert excess[0] < 0.1
     assert excess == sorted(excess)
+    whole = bounds.ResidualSketch.fit(turned, pca(turned, 4))
+    assert indexes[2].upper(queries) == pytest.approx(whole.upper(queries), abs=1e-6)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])

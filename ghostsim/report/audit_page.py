@@ -10,7 +10,20 @@ from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.page import whole_page, write_text
 from ghostsim.report.words import number, share
-from ghostsim.study.audit import DEFINITIONS, EPS, MARGIN, RULES, Audit, Point, Rule, Scope, Sketch
+from ghostsim.study.audit import (
+    CODE_BITS,
+    DEFINITIONS,
+    EPS,
+    MARGIN,
+    NAMES,
+    PAGE,
+    RULES,
+    Audit,
+    Point,
+    Rule,
+    Scope,
+    Sketch,
+)
 from ghostsim.study.audit_verdict import (
     BY,
     CRITERIA,
@@ -28,9 +41,18 @@ from ghostsim.trace.statistics import RULE as CLASS_RULE
 
 _STAGED = Rule("staged", EPS[0])
 _ORDER: tuple[Scope, ...] = ("group", "head")
-_KINDS = ("random", "pca", "query", "symmetric", "keys", "exact")
+_KINDS = ("random", "pca", "query", "symmetric", "keys", "exact", "coded", "local")
 _DRAWN = (16, 64)
-_SHOWN_BY_CLASS = (("random", 64), ("pca", 16), ("pca", 32), ("pca", 64), ("query", 64), ("symmetric", 64))
+_SHOWN_BY_CLASS = (
+    ("random", 64),
+    ("pca", 16),
+    ("pca", 32),
+    ("pca", 64),
+    ("query", 64),
+    ("symmetric", 64),
+    ("coded", 64),
+    ("local", 64),
+)
 
 
 def render_audit(audit: Audit) -> str:
@@ -111,6 +133,8 @@ _METHOD = (
     f"Cold are the prompt's tokens but the first {SINKS} and the last {LOCAL}; the decoded ones are hot.",
     "Bases and code ranges are fitted on the cold keys and the recorded prompt queries, after rotation.",
     "Projections are stored as fp16 numbers with the norm of the rest, keys as codes per channel with an error norm.",
+    f"Projections at {CODE_BITS} bits hold two norms.",
+    f"Page-local: keys are turned back by RoPE to the start of their page of {PAGE} tokens, the query once per page.",
     "Staged: read in order of the bound until what is left provably holds at most eps of the mass.",
     "One-pass and flat decide on the hot tokens' mass alone. Exact scores under the staged rule are the oracle.",
     f"The published rule has no certificate: ruled out is what has estimate + {MARGIN:g} under a threshold.",
@@ -139,7 +163,7 @@ def _symbol(sketch: Sketch) -> str:
 
 
 def _kind_name(sketch: Sketch) -> str:
-    return {"keys": "quantised keys", "exact": "exact scores"}.get(sketch.kind, sketch.label.rsplit(" ", 1)[0])
+    return NAMES[sketch.kind] + (f", {CODE_BITS} bit" if sketch.kind in ("coded", "local") else "")
 
 
 def certified(audit: Audit) -> Figure:
@@ -414,7 +438,7 @@ def _rank_view(audit: Audit, values: Any, title: str) -> dict[str, Any]:  # noqa
                 "x": [sketches[i].nbytes for i in own],
                 "y": [short(float(values[i])) for i in own],
                 "text": [sketches[i].label for i in own],
-                "line": {"color": _colour(sketches[own[0]]), "dash": DASHES[_KINDS.index(kind)]},
+                "line": {"color": _colour(sketches[own[0]]), "dash": DASHES[_KINDS.index(kind) % len(DASHES)]},
                 "marker": {"symbol": _symbol(sketches[own[0]]), "size": 9},
                 "hovertemplate": "%{text}: %{y:.3f} at %{x} bytes<extra></extra>",
             }

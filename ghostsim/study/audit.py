@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from ghostsim.config.policy import Certify
 from ghostsim.errors import TraceError
-from ghostsim.policy.bases import BasisKind, fitted_basis
-from ghostsim.policy.bounds import QuantisedSketch, ResidualSketch, norms
+from ghostsim.policy.bases import BasisKind, fitted_basis, principal_basis
+from ghostsim.policy.bounds import PageLocalSketch, QuantisedSketch, ResidualSketch, local_frames, norms
 from ghostsim.policy.cold import Cold, Oracle, certified_read, exponentials
 from ghostsim.policy.exact import TOP, Array, Block, blocks, softcapped
 from ghostsim.policy.rules import Mask
 from ghostsim.trace.compose import SINKS, Head, compose
-from ghostsim.trace.format import Trace
+from ghostsim.trace.format import Rope, Trace
 from ghostsim.trace.statistics import CLASSES, LOCAL, looked_at, statistics
 
 Floats = npt.NDArray[np.float64]
@@ -34,6 +34,10 @@ SCOPES: tuple[Scope, ...] = ("head", "group")
 BASES: tuple[BasisKind, ...] = ("random", "pca", "query", "symmetric")
 DIMS = (8, 16, 32, 64)
 BITS = (2, 4, 8)
+CODED = (32, 64)
+LOCAL_FRAMES = (32, 64, 128)
+CODE_BITS = 4
+PAGE = 16
 EPS = (0.01, 0.001)
 THETAS = (0.1, 0.3, 0.6)
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -50,9 +54,13 @@ _LEAST_COLD = 2 * TOP
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is stored per key: m numbers in fp16 and a norm, all channels at some bits and a norm, or the key."""
+    """What is stored per key.
 
-    kind: BasisKind | Literal["keys", "exact"]
+    A projection on one of `BASES` is m numbers in fp16 and a norm; `coded` is a PCA projection at 4 bits with two
+    norms, `local` the same in page-local frames of 16 tokens; `keys` are all channels at some bits and a norm.
+    """
+
+    kind: BasisKind | Literal["coded", "local", "keys", "exact"]
     size: int
     """Dimensions of a projection, bits of quantised keys; of the exact key its dimensions."""
     nbytes: float
@@ -61,12 +69,27 @@ class Sketch:
     @property
     def label(self) -> str:
         """What a reader calls it."""
-        if self.kind == "exact":
-            return "exact scores"
-        return f"{self.size}-bit keys" if self.kind == "keys" else f"{_NAMES[self.kind]} {self.size}"
+        match self.kind:
+            case "exact":
+                return "exact scores"
+            case "keys":
+                return f"{self.size}-bit keys"
+            case "coded" | "local":
+                return f"{NAMES[self.kind]} {self.size}, {CODE_BITS} bit"
+        return f"{NAMES[self.kind]} {self.size}"
 
 
-_NAMES = {"random": "random", "pca": "PCA", "query": "query-aware", "symmetric": "symmetric", "summed": "summed"}
+NAMES = {
+    "random": "random",
+    "pca": "PCA",
+    "query": "query-aware",
+    "symmetric": "symmetric",
+    "summed": "summed",
+    "coded": "PCA",
+    "local": "page-local",
+    "keys": "quantised keys",
+    "exact": "exact scores",
+}
 
 
 @dataclass(frozen=True)
@@ -210,16 +233,39 @@ def _false_elimination(sums: dict[str, float]) -> dict[str, float]:
 # --- what is audited ----------------------------------------------------------------------------------------
 
 
-def sketches_of(d: int) -> tuple[Sketch, ...]:
+def sketches_of(d: int, *, rotated: bool = True) -> tuple[Sketch, ...]:
     """Return the sketches of keys of d channels, those that are no smaller than a key left out; exact scores last."""
     projections = [Sketch(kind, m, 2 * m + 2) for kind in BASES for m in DIMS if m < d]
-    return (*projections, *(Sketch("keys", bits, d * bits / 8 + 2) for bits in BITS), Sketch("exact", d, 0))
+    coded = [Sketch("coded", m, m * CODE_BITS / 8 + 4) for m in CODED if m <= d]
+    local = [Sketch("local", m, m * CODE_BITS / 8 + 4) for m in LOCAL_FRAMES if m <= d and rotated]
+    return (*projections, *coded, *local, *(Sketch("keys", b, d * b / 8 + 2) for b in BITS), Sketch("exact", d, 0))
 
 
-def fit(sketch: Sketch, keys: Array, queries: Array) -> ResidualSketch | QuantisedSketch:
-    """Fit a sketch on cold prompt `keys` [n, d] and prompt `queries` [.., d], and store those keys."""
-    if sketch.kind == "keys":
-        return QuantisedSketch.fit(keys, np.eye(keys.shape[1]), sketch.size)
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """How the keys of a layer are rotated."""
+
+    rope: Rope
+    inv_freq: Array
+
+
+def fit(
+    sketch: Sketch, keys: Array, queries: Array, rotation: Rotation | None = None, first: int = 0
+) -> ResidualSketch | QuantisedSketch | PageLocalSketch:
+    """Fit a sketch on cold prompt `keys` [n, d] and prompt `queries` [.., d], and store those keys.
+
+    Page-local frames need the `rotation` of the keys, the first of which stands at position `first`.
+    """
+    match sketch.kind:
+        case "keys":
+            return QuantisedSketch.fit(keys, np.eye(keys.shape[1]), sketch.size)
+        case "coded":
+            return QuantisedSketch.fit(keys, principal_basis(keys, sketch.size), CODE_BITS, "two")
+        case "local":
+            assert rotation is not None
+            frames = local_frames(keys, rotation.rope, rotation.inv_freq, PAGE, first)
+            inside = QuantisedSketch.fit(frames, principal_basis(frames, sketch.size), CODE_BITS, "two")
+            return PageLocalSketch(PAGE, first, rotation.rope, rotation.inv_freq, inside)
     assert sketch.kind != "exact"
     return ResidualSketch.fit(keys, fitted_basis(sketch.kind, keys, queries, sketch.size))
 
@@ -244,6 +290,7 @@ class Unit:
     """[s, g, n] ranks of the scores, from the lowest."""
     needed: dict[float, Mask]
     """Per eps the tokens [s, g, n] that the oracle reads for each query head."""
+    rotation: Rotation | None
 
     @property
     def keys(self) -> Array:
@@ -283,7 +330,7 @@ def cold_range(head: Head, steps: Sequence[int]) -> tuple[int, int]:
     return c0, max(c0, head.context - LOCAL)
 
 
-def unit_of(head: Head, steps: Sequence[int]) -> Unit:
+def unit_of(head: Head, steps: Sequence[int], rotation: Rotation | None = None) -> Unit:
     """Score a head's cold tokens exactly at the given steps, and ask the oracle."""
     c0, c1 = cold_range(head, steps)
     whole = [_step_block(head, step) for step in steps]
@@ -302,6 +349,7 @@ def unit_of(head: Head, steps: Sequence[int]) -> Unit:
         (top >= 0).sum(axis=-1),
         ranks(scores),
         {eps: np.array([[each.read(eps, c0, c1) for each in step] for step in oracles]) for eps in EPS},
+        rotation,
     )
 
 
@@ -324,17 +372,27 @@ class Judged:
     estimate: Floats
     ranks: npt.NDArray[np.int64]
 
+    weights: list[list[tuple[Array, Array]]]
+    """[s][g] (bound - peak, its exponential), each [1, n]: made once for all rules."""
+
+
+def _judged(unit: Unit, upper: Floats, estimate: Floats, ordered: npt.NDArray[np.int64]) -> Judged:
+    weights = [
+        [exponentials(upper[i, j : j + 1], cold) for j, cold in enumerate(step)] for i, step in enumerate(unit.cold)
+    ]
+    return Judged(upper, estimate, ordered, weights)
+
 
 def judge(unit: Unit, sketch: Sketch) -> Judged:
     """Score a unit by a sketch; the exact scores bound themselves."""
     if sketch.kind == "exact":
-        return Judged(unit.scores, unit.scores, unit.ranks)
-    index = fit(sketch, unit.keys, unit.head.prompt_queries)
+        return _judged(unit, unit.scores, unit.scores, unit.ranks)
+    index = fit(sketch, unit.keys, unit.head.prompt_queries, unit.rotation, unit.cold[0][0].c0)
     upper, estimate = (
         np.asarray(softcapped(found * unit.head.scale, unit.head.softcap)).reshape(unit.scores.shape)
         for found in (index.upper(unit.queries), index.estimate(unit.queries))
     )
-    return Judged(upper, estimate, ranks(estimate))
+    return _judged(unit, upper, estimate, ranks(estimate))
 
 
 def eliminated(unit: Unit, judged: Judged, rule: Rule) -> Mask:
@@ -345,10 +403,8 @@ def eliminated(unit: Unit, judged: Judged, rule: Rule) -> Mask:
         return np.asarray(judged.ranks < int(rule.value * judged.ranks.shape[-1]))
     certify = Certify(certify=rule.value, form=rule.form)
     out = np.empty(unit.scores.shape, dtype=bool)
-    for i, step in enumerate(unit.cold):
-        for j, cold in enumerate(step):
-            shifted, mass = exponentials(judged.upper[i, j : j + 1], cold)
-            out[i, j] = ~certified_read(certify, shifted, mass, cold)
+    for i, j in np.ndindex(out.shape[:2]):
+        out[i, j] = ~certified_read(certify, *judged.weights[i][j], unit.cold[i][j])
     return out
 
 
@@ -431,7 +487,7 @@ def audit(trace: Trace, steps: int = STEPS, progress: Callable[[int, int], None]
     workload = compose([trace], None, requests=1, steps=None, context=None, seed=0)
     looked = looked_at(trace, steps)
     kept, g = len(trace.model.kept_layers), trace.model.q_per_kv
-    sketches = sketches_of(trace.model.head_dim)
+    sketches = sketches_of(trace.model.head_dim, rotated=trace.rope is not None)
     shape = (len(sketches), len(RULES), len(SCOPES), kept, trace.model.q_heads)
     found = Audit(
         trace=trace,
@@ -450,10 +506,17 @@ def audit(trace: Trace, steps: int = STEPS, progress: Callable[[int, int], None]
         head = workload.head(number)
         c0, c1 = cold_range(head, looked)
         if c1 - c0 >= _LEAST_COLD:
-            violations += _audit_unit(found, unit_of(head, looked), slice(head.kv_head * g, (head.kv_head + 1) * g))
+            unit = unit_of(head, looked, _rotation(trace, head.kept_layer))
+            violations += _audit_unit(found, unit, slice(head.kv_head * g, (head.kv_head + 1) * g))
         if progress:
             progress(number + 1, len(workload.heads))
     return replace(found, violations=violations)
+
+
+def _rotation(trace: Trace, layer: int) -> Rotation | None:
+    if trace.rope is None or trace.inv_freq is None:
+        return None
+    return Rotation(trace.rope, trace.inv_freq[layer])
 
 
 def _cold_tokens(trace: Trace, looked: Sequence[int]) -> int:

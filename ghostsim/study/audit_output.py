@@ -136,7 +136,7 @@ def audit_text(audit: Audit) -> str:
         "tokens gone\nand worst lost mass when the lowest 70 % by estimate are ruled out"
     )
     columns = ("bytes", "head", "group", "oracle", "rank", "top 32", "needed", "lost")
-    header = f"{'sketch':16}" + "".join(f"{name:>8}" for name in columns)
+    header = f"{'sketch':20}" + "".join(f"{name:>8}" for name in columns)
     rows = [_text_row(audit, i, rule, share) for i in range(len(audit.sketches))]
     return "\n".join([about, "", header, *rows, "", *sentences(audit), "", verdict(audit)])
 
@@ -154,4 +154,4 @@ def _text_row(audit: Audit, i: int, rule: int, share: int) -> str:
         lowest.lost_max,
     ]
     sketch = audit.sketches[i]
-    return f"{sketch.label:16}{sketch.nbytes:8g}" + "".join(f"{value:8.3f}" for value in numbers)
+    return f"{sketch.label:20}{sketch.nbytes:8g}" + "".join(f"{value:8.3f}" for value in numbers)

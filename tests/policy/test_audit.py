@@ -63,7 +63,9 @@ def test_no_bound_is_violated_and_no_certificate_exceeded(found):
 def test_sketches_and_rules_are_those_of_the_experiment(found):
     kinds = [(sketch.kind, sketch.size) for sketch in found.sketches]
     assert kinds[:16] == [(kind, m) for kind in ("random", "pca", "query", "symmetric") for m in (8, 16, 32, 64)]
-    assert kinds[16:] == [("keys", 2), ("keys", 4), ("keys", 8), ("exact", 128)]
+    assert kinds[16:21] == [("coded", 32), ("coded", 64), ("local", 32), ("local", 64), ("local", 128)]
+    assert kinds[21:] == [("keys", 2), ("keys", 4), ("keys", 8), ("exact", 128)]
+    assert [sketch.nbytes for sketch in found.sketches[16:21]] == [20, 36, 20, 36, 68]
     assert [sketch.nbytes for sketch in found.sketches[-4:]] == [34, 66, 130, 0]
     assert {rule.form for rule in RULES} == {"flat", "one_pass", "staged", "threshold", "share"}
 
@@ -166,6 +168,11 @@ def test_certificates_are_the_evaluators(make_policy, natural):
     assert out.mean() == pytest.approx(1 - rows.read_tokens[0] / rows.cold_tokens[0], abs=2e-3)
 
 
+def test_keys_without_rotation_have_no_page_local_frames():
+    assert not [sketch for sketch in audits.sketches_of(64, rotated=False) if sketch.kind == "local"]
+    assert [sketch.size for sketch in audits.sketches_of(64) if sketch.kind == "local"] == [32, 64]
+
+
 def test_ranks_and_correlation_of_known_orders():
     a = audits.ranks(np.array([[3.0, 1.0, 2.0, 2.0]]))
     assert a.tolist() == [[3, 0, 1, 2]]
@@ -209,7 +216,7 @@ def test_verdict_says_what_the_findings_say(found):
 
 def test_json_is_plain_and_whole(found):
     data = json.loads(json.dumps(as_json(found), allow_nan=False))
-    assert len(data["points"]) == 2 * (19 * len(RULES) + 6)
+    assert len(data["points"]) == 2 * (24 * len(RULES) + 6)
     assert {point["scope"] for point in data["points"]} == set(SCOPES)
     assert "layer 3" in data["parts"]
     assert data["violations"] == 0
@@ -221,7 +228,7 @@ def test_csv_holds_every_part(found, tmp_path):
     assert tuple(rows[0]) == HEADER
     parts = {row["part"] for row in rows}
     assert {"all", "layer 0", "layer 3 head 7"} <= parts
-    assert len(rows) == len(parts) * 2 * (19 * len(RULES) + 6)
+    assert len(rows) == len(parts) * 2 * (24 * len(RULES) + 6)
     with pytest.raises(StoreError):
         write_csv(found, tmp_path)
 

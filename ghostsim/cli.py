@@ -252,9 +252,43 @@ def evaluate(
     _tell(str(folder))
 
 
-def _fraction(*, quiet: bool) -> Callable[[int, int], None] | None:
+def _fraction(*, quiet: bool, doing: str = "evaluate") -> Callable[[int, int], None] | None:
     say = _progress(quiet=quiet)
-    return lambda done, of: say(f"evaluate attention head {done} of {of}")
+    return lambda done, of: say(f"{doing} attention head {done} of {of}")
+
+
+@app.command()
+def audit(
+    trace: str,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps looked at, evenly spaced.")] = 32,
+    out: OutFile = None,
+    report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files that --out and --report name.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Audit sketches on a trace: rank preservation, false elimination against elimination, a verdict."""
+    from ghostsim.study.audit import audit as audited
+    from ghostsim.study.audit_output import as_json as laid_out
+    from ghostsim.study.audit_output import audit_text, write_csv
+    from ghostsim.trace.format import open_trace
+
+    for flag, path in (("--out", out), ("--report", report)):
+        if path is not None and path.exists() and not force:
+            raise UsageError(f"{flag}: found {path}, which exists; expected a new file, or --force to replace it")
+    found = audited(open_trace(trace), steps, _fraction(quiet=quiet, doing="audit"))
+    _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json(laid_out(found))
+    else:
+        print(audit_text(found))
+    if out is not None:
+        write_csv(found, out)
+        _tell(str(out))
+    if report is not None:
+        from ghostsim.report.audit_page import write_audit_report
+
+        _tell(str(write_audit_report(found, report)))
 
 
 @app.command()

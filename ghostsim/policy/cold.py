@@ -98,8 +98,8 @@ def certified_read(
     bound_weights: Array,
     cold: Cold,
     units: Units,
-    alive: Mask | None,
-    gone: npt.NDArray[np.float64],
+    alive: Mask | None = None,
+    gone: npt.NDArray[np.float64] | float = 0.0,
 ) -> Mask:
     """Return the units [n] that the query heads of a group read, each by its own certificate.
 

@@ -22,6 +22,7 @@ from ghostsim.trace.manifest import ArrayFields, ArraysFields, Manifest, Provena
 MANIFEST = "manifest.yaml"
 VERIFY_BELOW_BYTES = 256 << 20
 _BLOCK = 1 << 20
+_ROUNDING = 1e-4  # a certain token's loss may come out as a few rounding errors below 0
 _NPY_ERRORS = (
     ValueError,
     OSError,
@@ -254,6 +255,9 @@ def _check_values(trace: Trace, manifest: Manifest) -> None:
         )
     if trace.inv_freq is not None and trace.inv_freq.min() < 0:
         raise TraceError("arrays.inv_freq: found a negative frequency", Location(trace.path / "inv_freq.npy"))
+    if trace.loss is not None and trace.loss.min() < -_ROUNDING:
+        found = f"found {trace.loss.min():g}, expected nats of 0 or more"
+        raise TraceError(f"arrays.loss: {found}", Location(trace.path / "loss.npy"))
 
 
 def _check_finite(array: Array, name: str, file: Path) -> None:

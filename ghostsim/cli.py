@@ -469,18 +469,24 @@ def _requests_out(requests: Requests, out: Path | None, *, force: bool, as_json:
 
 @trace_app.command("synth")
 def trace_synth(
-    like: Annotated[str, typer.Option("--like", help="The trace to fit: folder or bundled name.")],
+    like: Annotated[
+        list[str], typer.Option("--like", help="A trace to fit: folder or bundled name; again for more of its model.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt and steps; as LIKE by default.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; as LIKE by default.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Prompt and steps; by default as the first LIKE.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Decode steps; by default as the first LIKE.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace that behaves like a recorded one."""
+    """Write a synthetic trace that behaves like a recorded one, or like several of one model together."""
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 
-    synthesise(open_trace(like), out, tokens, steps, seed, force=force)
+    synthesise([open_trace(each) for each in like], out, tokens, steps, seed, force=force)
     _tell(str(out))
 
 

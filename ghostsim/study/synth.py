@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ghostsim.errors import Location, TraceError, UsageError
 from ghostsim.seeding import generator
-from ghostsim.trace.compose import SINKS, same_model
+from ghostsim.trace.compose import SINKS, same_model, same_text
 from ghostsim.trace.format import Trace
 from ghostsim.trace.statistics import Floats
 from ghostsim.trace.write import TraceWriter, model_fields
@@ -109,7 +109,7 @@ def synthesise(
     Raises
     ------
     TraceError
-        If a trace has one step only, or they are not of one model.
+        If a trace has one step only, or the traces are not of one model or not of different texts.
     UsageError
         If the prompt would be shorter than 68 tokens, or the folder exists.
     """
@@ -129,12 +129,15 @@ def synthesise(
 
 
 def _check(likes: Sequence[Trace], tokens: int, steps: int) -> None:
-    for each in likes:
+    for i, each in enumerate(likes):
         if each.steps < 2:
             raise TraceError("steps: found 1, expected at least 2 to fit how queries go on", Location(each.path))
         if not same_model(likes[0], each):
             found = f"found another model, rotation or shape than in {likes[0].name}, expected traces of one model"
             raise TraceError(f"model: {found}", Location(each.path))
+        again = [other.name for other in likes[:i] if same_text(other.token_ids, each.token_ids)]
+        if again:
+            raise TraceError(f"text: found that of {again[0]} again, expected another document", Location(each.path))
     if tokens - steps < MIN_PROMPT:
         raise UsageError(
             f"--tokens: found {tokens} with {steps} steps, expected at least {steps + MIN_PROMPT}, e.g. --tokens 4096"

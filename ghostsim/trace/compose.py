@@ -354,10 +354,11 @@ def _request(traces: tuple[Trace, ...], request: int, steps: int, context: int |
 def _documents(traces: tuple[Trace, ...]) -> list[int]:
     """Return for each trace the first one that recorded the same text: two recordings of it are one document."""
     ids = [trace.token_ids for trace in traces]
-    return [next(j for j, other in enumerate(ids) if _same_text(other, mine)) for mine in ids]
+    return [next(j for j, other in enumerate(ids) if same_text(other, mine)) for mine in ids]
 
 
-def _same_text(a: Array, b: Array) -> bool:
+def same_text(a: Array, b: Array) -> bool:
+    """Whether one of two rows of token ids begins with the other."""
     n = min(len(a), len(b))
     return np.array_equal(a[:n], b[:n])
 

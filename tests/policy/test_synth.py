@@ -218,6 +218,12 @@ def test_documents_of_different_models_are_refused(small, tmp_path):
         synth.synthesise([small, other], tmp_path / "t")
 
 
+def test_two_recordings_of_one_text_are_refused(tmp_path):
+    """What one of them decodes would stand in the prompt of the other."""
+    with pytest.raises(TraceError, match="text: found that of natural_4k again, expected another document"):
+        synth.synthesise([open_trace("natural_4k"), open_trace("long_decode_3k")], tmp_path / "t")
+
+
 def test_cells_tell_the_generator_from_the_text():
     assert not Cell(0.09, 0.5, 0.5).misses
     assert Cell(-0.3, -0.4, -0.25).misses

@@ -473,16 +473,12 @@ def trace_synth(
         list[str], typer.Option("--like", help="A trace to fit: folder or bundled name; again for more of its model.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Prompt and steps; by default as the first LIKE.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Decode steps; by default as the first LIKE.")
-    ] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt and steps; as LIKE by default.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Decode steps; as LIKE by default.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace that behaves like a recorded one, or like several of one model together."""
+    """Write a synthetic trace that behaves like a recorded one, or of several like one in turn, by the seed."""
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 

@@ -25,6 +25,7 @@ TEXT_DEPENDENT = {
     ("retrieval", "top 128"),
     ("retrieval", "participation"),
     ("retrieval", "overlap"),
+    ("retrieval", "key energy in 8, rotated"),
     ("semantic memory", "participation"),
     ("semantic memory", "overlap"),
 }
@@ -79,14 +80,11 @@ def test_draws_are_no_further_from_another_document_than_the_fitted_one_is(cells
 
 
 @pytest.mark.slow
-def test_certified_elimination_is_that_of_a_document_not_fitted_or_of_the_fitted_one(made):
-    """Within 5 points, unless the two recorded documents are further apart themselves."""
+def test_certified_elimination_is_within_five_points_of_a_document_not_fitted(made):
     found = [curves(each, 32) for each in made]
-    mean = {name: np.mean([each[name] for each in found]) for name in found[0]}
-    fitted, held_out = (curves(open_trace(name), 32) for name in (FITTED, HELD_OUT))
-    apart = {name: (mean[name] - held_out[name], fitted[name] - held_out[name]) for name in mean}
-    print(apart)
-    assert [name for name, (draw, text) in apart.items() if abs(draw) > max(POINTS, abs(text))] == []
+    held_out = curves(open_trace(HELD_OUT), 32)
+    apart = {name: np.mean([each[name] for each in found]) - held_out[name] for name in held_out}
+    assert {name: points for name, points in apart.items() if abs(points) > POINTS} == {}
 
 
 def test_key_spectrum_and_norms_of_one_draw_are_the_recorded_ones(tmp_path):
@@ -135,13 +133,13 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 
 def test_no_recorded_step_stands_in_the_prompt():
     like = open_trace("long_decode_3k")
-    source = synth._source([like], 9000, 64, np.random.default_rng(0))
+    source = synth._source(like, 9000, 64, np.random.default_rng(0))
     assert source[:9000].max() < like.prompt_len
     assert source[9000:].min() > like.prompt_len
 
 
 def test_topics_use_every_position_once_before_any_again():
-    found = synth.runs([(10, 1010)], 2500, np.random.default_rng(1))
+    found = synth.runs(10, 1010, 2500, np.random.default_rng(1))
     assert sorted(found[:1000]) == list(range(10, 1010))
     assert sorted(found[1000:2000]) == list(range(10, 1010))
     assert 1000 / 64 / 2 < (np.diff(found[:1000]) != 1).sum() < 2 * 1000 / 64
@@ -170,44 +168,20 @@ def test_path_of_many_blocks_is_that_of_one(monkeypatch):
 
 def test_recorded_order_gives_the_recorded_rows():
     recorded = np.random.default_rng(4).standard_normal((30, 2, 5))
-    np.testing.assert_allclose(synth._whole([recorded], np.arange(1, 30)), recorded[1:], atol=1e-9)
+    np.testing.assert_allclose(synth._whole(recorded, np.arange(1, 30)), recorded[1:], atol=1e-9)
 
 
-def test_topics_of_all_documents_are_used_once_before_any_again():
-    found = synth.runs([(10, 500), (700, 1400)], 1190, np.random.default_rng(1))
-    assert sorted(found) == [*range(10, 500), *range(700, 1400)]
-    shares = [(found[start : start + 400] >= 700).mean() for start in (0, 400, 790)]
-    assert all(0.3 < share < 0.9 for share in shares)
-
-
-def test_documents_are_fitted_together_but_not_across_their_borders():
-    rng = np.random.default_rng(6)
-    a, b = rng.standard_normal((40, 1, 3)), 5 + rng.standard_normal((60, 1, 3))
-    process = synth.fit(a, b)
-    x, y = a - process.mean, b - process.mean
-    phi = ((x[1:] * x[:-1]).sum() + (y[1:] * y[:-1]).sum()) / ((x[:-1] ** 2).sum() + (y[:-1] ** 2).sum())
-    assert process.phi[0, 0] == pytest.approx(phi)
-    np.testing.assert_allclose(process.mean, np.concatenate([a, b]).mean(axis=0))
-    np.testing.assert_allclose(synth._whole([a, b], np.arange(41, 100)), b[1:], atol=1e-9)
-
-
-def test_draw_from_several_documents_takes_tokens_queries_and_keys_from_the_same_places(tmp_path):
+def test_seeds_draw_from_several_documents_in_turn(tmp_path):
     likes = [open_trace("natural_4k"), open_trace("manual_4k")]
-    made = synth.synthesise(likes, tmp_path / "both", tokens=6000, steps=100, seed=2)
-    source = synth._source(likes, 5900, 100, synth.generator(2, "study/synth"))
-    second = source >= 4096
-    assert 0.3 < second.mean() < 0.7
-    assert second[5900:].any()
-    assert not second[5900:].all()
-    ids = np.where(second, likes[1].token_ids[source - 4096], likes[0].token_ids[source % 4096])
-    np.testing.assert_array_equal(made.token_ids, ids)
-    assert made.v is None  # manual_4k has none
-    assert made.provenance.recorder == "ghostsim trace synth --like natural_4k --like manual_4k"
-    # Deep inside a topic the path has come close to what was recorded there.
-    deep = next(i for i in range(5900, 6000) if i > 5960 and (np.diff(source[i - 20 : i + 1]) == 1).all())
-    own = likes[int(second[deep])]
-    np.testing.assert_allclose(made.k[2, 1, deep], own.k[2, 1, source[deep] % 4096], atol=0.6)
-    np.testing.assert_allclose(made.q[deep - 5900, 2, 5], own.q[source[deep] % 4096 - 3968, 2, 5], atol=0.6)
+    for seed in (1, 2):
+        made, alone = (
+            synth.synthesise(like, tmp_path / f"{name}{seed}", tokens=300, steps=4, seed=seed)
+            for name, like in (("of_both", likes), ("alone", likes[seed % 2]))
+        )
+        assert made.provenance.recorder == f"ghostsim trace synth --like {likes[seed % 2].name}"
+        np.testing.assert_array_equal(made.k, alone.k)
+        np.testing.assert_array_equal(made.q, alone.q)
+        assert made.arrays().keys() == alone.arrays().keys()
 
 
 def test_documents_of_different_models_are_refused(small, tmp_path):

@@ -604,7 +604,9 @@ def _requests_out(requests: Requests, out: Path | None, *, force: bool, as_json:
 
 @trace_app.command("synth")
 def trace_synth(
-    like: Annotated[str, typer.Option("--like", help="The trace to fit: folder or bundled name.")],
+    like: Annotated[
+        list[str], typer.Option("--like", help="A trace to fit: folder or bundled name; again for more of its model.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one.")],
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, max=_MOST_TOKENS, help="All; as LIKE by default.")
@@ -613,11 +615,11 @@ def trace_synth(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace like a recorded one."""
+    """Write a synthetic trace like a recorded one; of several documents, like one of them, by the seed."""
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 
-    synthesise(open_trace(like), out, tokens, steps, seed, force=force)
+    synthesise([open_trace(each) for each in like], out, tokens, steps, seed, force=force)
     _tell(str(out))
 
 

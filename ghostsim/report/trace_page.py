@@ -71,13 +71,14 @@ def _heading(trace: Trace, found: TraceStatistics) -> str:
 def _answers(trace: Trace, found: TraceStatistics) -> dict[str, str]:
     shares = ", ".join(f"{name} {share(part)}" for name, part in found.class_share().items())
     before, after = found.key_rank.mean(axis=(0, 1))
+    text = trace.provenance.text
     kept = share(float(found.persistence[..., 0].mean())) if found.lags else "one step only"
     return {
         "Head classes": shares,
         "Mass of the first 4 tokens": share(float(found.sink_mass.mean())),
         f"Best {TOP} tokens kept from step to step": kept,
         "Dimensions for 90 % of the key energy": f"{before:.0f} before RoPE, {after:.0f} after",
-        "Recorded": f"{trace.model.name}, {trace.tokens} tokens, {trace.steps} steps; {trace.provenance.text}",
+        "Recorded": f"{trace.model.name}, {plural(trace.tokens, 'token')}, {plural(trace.steps, 'step')}; {text}",
     }
 
 
@@ -95,8 +96,17 @@ def _labels(found: TraceStatistics) -> list[str]:
     return [f"layer {layer}, head {head}" for layer in found.layers for head in range(found.sink_mass.shape[1])]
 
 
+def _heads_height(heads: int) -> int:
+    """Return the height in pixels of a figure with one row per head: lower rows where there are many."""
+    return 120 + max(16 * heads, min(30 * heads, 960))
+
+
 def _flat(values: Floats) -> list[float]:
     return [float(value) for value in values.reshape(-1)]
+
+
+_ALIKE = {"type": "rect", "xref": "x", "yref": "paper", "x0": 1 / SLACK, "x1": SLACK, "y0": 0, "y1": 1}
+_ALIKE |= {"fillcolor": PALETTE[0], "opacity": 0.12, "line": {"width": 0}, "layer": "below"}
 
 
 def published(compared: Sequence[Comparison]) -> Figure:
@@ -107,6 +117,7 @@ def published(compared: Sequence[Comparison]) -> Figure:
     drawn = plot(
         [_points(names, ratios, inside, alike=True), _points(names, ratios, inside, alike=False)],
         row_height(len(names)) + 40,
+        shapes=[_ALIKE],
         xaxis=axis("Here / nearer end of the published range (log)", type="log"),
         yaxis=rows_axis(names),
     )
@@ -122,7 +133,8 @@ def published(compared: Sequence[Comparison]) -> Figure:
     ]
     table = Table(["Statistic", "Here", "Published", "Verdict", "Source"], rows)
     caption = (
-        "1 lies inside the published range. Sources stand in the table; their models are larger than most traces'."
+        f"1 lies inside the published range; the band reaches {SLACK:g} times beyond it. Sources stand in the table; "
+        "their models are larger than most traces'."
     )
     return Figure("published", "This trace beside published figures", caption, [View("", drawn)], table)
 
@@ -158,7 +170,7 @@ def masses(found: TraceStatistics) -> Figure:
     clean = {name: _flat(np.clip(values, 0, 1)) for name, values in parts.items()}
     drawn = plot(
         stacked(labels, clean, "%{x:.3f} of the mass"),
-        row_height(len(labels)),
+        _heads_height(len(labels)),
         barmode="stack",
         xaxis=axis("Share of the attention mass", range=[0, 1]),
         yaxis=rows_axis(labels),
@@ -185,7 +197,7 @@ def tokens(found: TraceStatistics) -> Figure:
         }
         for i, held in enumerate(SHARES)
     ]
-    drawn = plot(traces, row_height(len(labels)), xaxis=axis("Tokens (log)", type="log"), yaxis=rows_axis(labels))
+    drawn = plot(traces, _heads_height(len(labels)), xaxis=axis("Tokens (log)", type="log"), yaxis=rows_axis(labels))
     spread = [found.tokens_for[..., i] for i in range(len(SHARES))]
     columns = [*spread, found.participation, found.entropy, found.above_uniform]
     header = ["Head", *(f"{held:.0%}" for held in SHARES), "1 / sum p²", "Entropy, nats", "Above uniform"]
@@ -269,8 +281,9 @@ def spectrum(found: TraceStatistics) -> Figure:
     ]
     header = ["Head", "Before RoPE", "After RoPE", "Before, centred", "After, centred"]
     caption = (
-        "Share of the energy in the first directions, mean over KV heads; the table counts directions for "
-        f"{ENERGY:.0%}. RoPE spreads what was one direction over circles: a sketch of rotated keys needs more of them."
+        "Share of the energy in the first directions before RoPE (full lines) and after (broken ones), mean over KV "
+        f"heads; the table counts directions for {share(ENERGY)}. RoPE spreads what was one direction over circles: a "
+        "sketch of rotated keys needs more of them."
     )
     return Figure("spectrum", "Key spectrum before and after RoPE", caption, views, Table(header, rows), picker="keys")
 
@@ -281,11 +294,13 @@ def _spectrum(found: TraceStatistics, energy: Floats) -> dict[str, Any]:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": f"layer {layer}, {when} RoPE",
+            "name": f"layer {layer}",
+            "legendgroup": f"layer {layer}",
+            "showlegend": rotated == 0,
             "x": list(range(1, reached.shape[-1] + 1)),
             "y": [short(float(y)) for y in reached[i, rotated]],
             "line": {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[rotated]},
-            "hovertemplate": "%{fullData.name}: %{y:.3f} in %{x}<extra></extra>",
+            "hovertemplate": f"layer {layer}, {when} RoPE: %{{y:.3f}} in %{{x}}<extra></extra>",
         }
         for i, layer in enumerate(found.layers)
         for rotated, when in enumerate(("before", "after"))

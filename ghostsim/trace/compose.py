@@ -321,13 +321,14 @@ def _check_alike(first: Trace, other: Trace, *, composed: bool) -> None:
             f"workload.trace: found prompts of {first.prompt_len} ({first.name}) and {other.prompt_len} ({other.name}) "
             "tokens, expected one length; set workload.context to compose both to the same"
         )
-    if composed and not _same_model(first, other):
+    if composed and not same_model(first, other):
         raise ConfigError(
             f"workload.trace: found {first.name} and {other.name} of different models, expected one to compose"
         )
 
 
-def _same_model(first: Trace, other: Trace) -> bool:
+def same_model(first: Trace, other: Trace) -> bool:
+    """Whether two traces are of the same model, kept layers and rotation."""
     same_rope = first.rope == other.rope and np.array_equal(first.inv_freq, other.inv_freq)  # type: ignore[arg-type]
     return same_rope and first.model == other.model
 
@@ -367,10 +368,11 @@ def _request(traces: tuple[Trace, ...], request: int, steps: int, context: int |
 def _documents(traces: tuple[Trace, ...]) -> list[int]:
     """Return for each trace the first one that recorded the same text: two recordings of it are one document."""
     ids = [trace.token_ids for trace in traces]
-    return [next(j for j, other in enumerate(ids) if _same_text(other, mine)) for mine in ids]
+    return [next(j for j, other in enumerate(ids) if same_text(other, mine)) for mine in ids]
 
 
-def _same_text(a: Array, b: Array) -> bool:
+def same_text(a: Array, b: Array) -> bool:
+    """Whether one of two rows of token ids begins with the other."""
     n = min(len(a), len(b))
     return np.array_equal(a[:n], b[:n])
 

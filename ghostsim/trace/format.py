@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ghostsim.trace.manifest import ArrayFields, ArraysFields, Manifest, Provena
 MANIFEST = "manifest.yaml"
 VERIFY_BELOW_BYTES = 256 << 20
 _BLOCK = 1 << 20
+_ROUNDING = 1e-4  # a certain token's loss may come out as a few rounding errors below 0
 _NPY_ERRORS = (
     ValueError,
     OSError,
@@ -215,6 +217,8 @@ def _open_array(folder: Path, name: str, spec: ArrayFields) -> Array:
     array = _memory_map(file, name)
     if array.dtype != np.dtype(spec.dtype).newbyteorder("<"):
         raise TraceError(f"arrays.{name}: found dtype {array.dtype.str}, expected {spec.dtype}", Location(file))
+    if not array.flags.c_contiguous:
+        raise TraceError(f"arrays.{name}: found Fortran order, expected C order (rows first)", Location(file))
     if list(array.shape) != spec.shape:
         raise TraceError(f"arrays.{name}: found shape {list(array.shape)}, expected {spec.shape}", Location(file))
     return array
@@ -251,18 +255,28 @@ def _check_values(trace: Trace, manifest: Manifest) -> None:
         )
     if trace.inv_freq is not None and trace.inv_freq.min() < 0:
         raise TraceError("arrays.inv_freq: found a negative frequency", Location(trace.path / "inv_freq.npy"))
+    if trace.loss is not None and trace.loss.min() < -_ROUNDING:
+        found = f"found {trace.loss.min():g}, expected nats of 0 or more"
+        raise TraceError(f"arrays.loss: {found}", Location(trace.path / "loss.npy"))
 
 
 def _check_finite(array: Array, name: str, file: Path) -> None:
     if array.dtype.kind != "f":
         return
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        finite = np.isfinite(flat[start : start + _BLOCK])
+    for start, values in _values(array, file):
+        finite = np.isfinite(values)
         if not finite.all():
             where = np.unravel_index(start + int(np.argmin(finite)), array.shape)
             at = ", ".join(str(int(i)) for i in where)
             raise TraceError(f"arrays.{name}: found {array[where]} at [{at}], expected finite numbers", Location(file))
+
+
+def _values(array: Array, file: Path) -> Iterator[tuple[int, Array]]:
+    """Yield (start, values) of consecutive blocks, read rather than mapped: mapped pages stay in memory."""
+    with file.open("rb") as stream:
+        stream.seek(-array.nbytes, os.SEEK_END)
+        for start in range(0, array.size, _BLOCK):
+            yield start, np.frombuffer(stream.read(_BLOCK * array.itemsize), array.dtype)
 
 
 def file_sha256(file: Path) -> str:

@@ -16,6 +16,7 @@ from ghostsim.errors import ConfigError, TraceError
 
 FORMAT = 1
 _SHOWN = 60
+_MORE = {"too_short": "more", "too_long": "fewer"}
 
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -152,7 +153,19 @@ def _complain(root: Node, error: ValidationError) -> NoReturn:
         _refuse(root, path, f"found an unknown key, {hint}")
     if kind == "missing":
         _refuse(root, path, "found nothing, expected this field")
-    _refuse(root, path, f"found {_show(found)}, expected {first['msg'].removeprefix('Input should be ')}")
+    _refuse(root, path, f"found {_show(found)}, expected {_expected(kind, first.get('ctx', {}), first['msg'])}")
+
+
+def _expected(kind: str, limits: Mapping[str, Any], message: str) -> str:
+    """Say what pydantic expected, in the manifest's words."""
+    match kind:
+        case "too_short" | "too_long":
+            return f"{limits.get('min_length', limits.get('max_length'))} or {_MORE[kind]} items"
+        case "string_pattern_mismatch":
+            return f"text that matches {limits['pattern']}"
+        case "model_type":
+            return "a mapping"
+    return message.removeprefix("Input should be ")
 
 
 def _real_path(root: Node, loc: TreePath, *, missing: bool) -> TreePath:

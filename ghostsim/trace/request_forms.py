@@ -45,6 +45,7 @@ _COLUMNS: Mapping[Form, tuple[str, ...]] = {
     "ghostsim": _OWN,
 }
 """The columns that each CSV form needs; others are ignored, as are their places."""
+_OPTIONAL: Mapping[Form, tuple[str, ...]] = {"burstgpt": ("Session ID",)}
 _WHOLE = re.compile(r"[0-9]{1,19}\Z")
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?\Z")
 _CLOCK = re.compile(
@@ -156,9 +157,10 @@ def _detect(path: Path, lines: list[tuple[int, str]]) -> Form:
     line, first = lines[0]
     if first.lstrip().startswith("{"):
         return "mooncake"
-    names = _header(path, lines)
-    nearest = max(_COLUMNS, key=lambda form: len(set(_COLUMNS[form]) & set(names)))
-    if not set(names) & set(_COLUMNS[nearest]):
+    as_written = set(next(_split(path, lines[:1]))[1])
+    known = {form: set(_header(path, lines, form)) & set(names) for form, names in _COLUMNS.items()}
+    nearest = max(_COLUMNS, key=lambda form: (len(known[form]), len(known[form] & as_written)))
+    if not known[nearest]:
         raise _wrong(
             "header", _shown(first), f"JSON lines, or CSV with the columns {_known_columns()}", Location(path, line, 1)
         )
@@ -169,8 +171,14 @@ def _known_columns() -> str:
     return "; or ".join(f"{', '.join(names)} ({form})" for form, names in _COLUMNS.items())
 
 
-def _header(path: Path, lines: list[tuple[int, str]]) -> list[str]:
-    return [name.strip() for name in next(_split(path, lines[:1]))[1]]
+def _header(path: Path, lines: list[tuple[int, str]], form: Form) -> list[str]:
+    """Return the names of the columns; copies of a published file differ in case and in spaces or underscores."""
+    as_published = {_plain(name): name for name in (*_COLUMNS[form], *_OPTIONAL.get(form, ()))}
+    return [as_published.get(_plain(name), name.strip()) for name in next(_split(path, lines[:1]))[1]]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace(" ", "").casefold()
 
 
 def _split(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
@@ -199,7 +207,7 @@ def _records(path: Path, lines: list[tuple[int, str]], form: Form) -> Iterator[_
 
 
 def _check_header(path: Path, lines: list[tuple[int, str]], form: Form) -> list[str]:
-    names, line = _header(path, lines), lines[0][0]
+    names, line = _header(path, lines, form), lines[0][0]
     for number, name in enumerate(names, start=1):
         if names.index(name) != number - 1:
             raise TraceError(f"{name}: found this column twice, expected it once", Location(path, line, number))

@@ -105,12 +105,17 @@ class TraceStatistics:
     @property
     def classes(self) -> npt.NDArray[np.int64]:
         """Class of each head as an index into `CLASSES`, by `RULE`, [kept, query heads]."""
-        kinds = [self.quiet_mass >= _HELD, self.held_mass >= _HELD, self.spiky_steps >= _SPIKY_STEPS]
-        return np.select(kinds, [0, 1, 2], 3).astype(np.int64)
+        return head_classes(self.quiet_mass, self.held_mass, self.spiky_steps)
 
     def class_share(self) -> dict[str, float]:
         """Return the share of heads in each class."""
         return {name: float((self.classes == i).mean()) for i, name in enumerate(CLASSES)}
+
+
+def head_classes(quiet_mass: Floats, held_mass: Floats, spiky_steps: Floats) -> npt.NDArray[np.int64]:
+    """Return the class of each head as an index into `CLASSES`, by `RULE`."""
+    kinds = [quiet_mass >= _HELD, held_mass >= _HELD, spiky_steps >= _SPIKY_STEPS]
+    return np.select(kinds, [0, 1, 2], 3).astype(np.int64)
 
 
 def rank(energy: Floats, held: float = ENERGY) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,15 @@ class TraceWriter:
         """Return a writable, memory-mapped array that becomes NAME.npy."""
         self._arrays[name] = np.lib.format.open_memmap(self._work / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         return self._arrays[name]
+
+    def parts(self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """Yield (layer, head) and the writable part of NAME.npy that is theirs, mapped one at a time.
+
+        A mapping of the whole array would hold every page that was written in memory.
+        """
+        self.array(name, dtype, shape)
+        for at in np.ndindex(shape[:2]):
+            yield at, np.lib.format.open_memmap(self._work / f"{name}.npy", mode="r+")[at]
 
     def put(self, name: str, values: npt.ArrayLike) -> None:
         """Write a whole array."""
@@ -112,10 +121,9 @@ def _write_keys(writer: TraceWriter, workload: Workload, request: int, name: str
     model, pieces = workload.trace_of(request).model, workload.sequences[request].pieces
     dtype = np.result_type(*{getattr(workload.traces[piece.trace], name).dtype for piece in pieces})
     tokens = workload.context + workload.steps
-    out = writer.array(name, dtype, (len(model.kept_layers), model.kv_heads, tokens, model.head_dim))
-    for layer in range(len(model.kept_layers)):
-        for kv_head in range(model.kv_heads):
-            workload.gather(request, name, layer, kv_head, out[layer, kv_head])
+    shape = (len(model.kept_layers), model.kv_heads, tokens, model.head_dim)
+    for (layer, kv_head), out in writer.parts(name, dtype, shape):
+        workload.gather(request, name, layer, kv_head, out)
 
 
 def _write_queries(writer: TraceWriter, workload: Workload, request: int) -> None:

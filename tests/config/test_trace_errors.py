@@ -4,11 +4,13 @@ import hashlib
 import os
 import pickle
 import shutil
+import struct
 
 import numpy as np
 import pytest
 import yaml
 
+from ghostsim.cli import main
 from ghostsim.errors import TraceError, UsageError
 from ghostsim.trace.format import bundled_names, check_trace, open_trace
 from ghostsim.trace.write import TraceWriter, model_fields
@@ -146,6 +148,37 @@ def raw(name, change):
     return corrupt
 
 
+def flip(name):
+    """A flipped bit in the last byte of an array."""
+    return raw(f"{name}.npy", lambda b: b[:-1] + bytes([b[-1] ^ 1])), f"{name}.npy: arrays.{name}.sha256: found"
+
+
+def header(fields):
+    """A header of k.npy that its writer never wrote, with a SHA-256 that the manifest knows."""
+
+    def corrupt(folder):
+        file = folder / "k.npy"
+        values, written = file.read_bytes()[128:], fields.encode() + b"\n"
+        file.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(written)) + written + values)
+        put("arrays.k.sha256", hashlib.sha256(file.read_bytes()).hexdigest())(folder)
+
+    return corrupt
+
+
+def both(*corruptions):
+    def corrupt(folder):
+        for each in corruptions:
+            each(folder)
+
+    return corrupt
+
+
+def swapped(folder):
+    (folder / "k.npy").rename(folder / "x")
+    (folder / "v.npy").rename(folder / "k.npy")
+    (folder / "x").rename(folder / "v.npy")
+
+
 def set_at(*at, value):
     def change(x):
         x[at] = value
@@ -198,15 +231,51 @@ CORRUPTIONS = {
     "empty array file": (raw("q.npy", lambda b: b""), "q.npy: arrays.q"),
     "trailing bytes": (raw("k.npy", lambda b: b + b"x"), "k.npy: arrays.k: found"),
     "flipped byte": (raw("k.npy", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]), "arrays.k.sha256: found"),
+    **{f"flipped bit of {name}": flip(name) for name in arrays()},
+    "arrays swapped": (swapped, "k.npy: arrays.k.sha256: found"),
     "header from the future": (raw("k.npy", lambda b: b[:6] + b"\x09" + b[7:]), "arrays.k: found no valid array"),
     "header shape of another world": (
         raw("k.npy", lambda b: b.replace(b"(2, 1, 84, 8)", b"(2, 1, 9**9, )")), "arrays.k: found no valid array"),
+    "header shape beyond any address": (
+        header("{'descr': '<f2', 'fortran_order': False, 'shape': (9999999999, 9999999999, 84, 8)}"), "no valid array"),
+    "header shape beyond the file": (
+        header("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 1, 84, 8000000000)}"), "no valid array"),
+    "header shape negative": (
+        header("{'descr': '<f2', 'fortran_order': False, 'shape': (-2, -1, 84, 8)}"), "no valid array"),
+    "header of no tokens": (
+        header("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 1, 0, 8)}"), "arrays.k: found"),
+    "header with code": (
+        header("{'descr': '<f2', 'fortran_order': __import__('os'), 'shape': (2, 1, 84, 8)}"), "no valid array"),
+    "header of Python objects": (
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (2, 1, 84, 8)}"), "no valid array"),
+    "header of records": (
+        header("{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (2, 1, 84, 8)}"), "found dtype |V2"),
+    "header too long": (header("{'descr': '<f2'}" + " " * 30_000), "no valid array"),
+    "header too deep": (header("{'shape': " + "(" * 3000 + "2" + ",)" * 3000 + "}"), "no valid array"),
+    "empty array": (array("k", lambda x: np.zeros(0, np.float16)), "found shape [0], expected [2, 1, 84, 8]"),
+    "array without axes": (array("k", lambda x: np.float16(3)), "found shape [], expected [2, 1, 84, 8]"),
+    "Fortran order": (array("k", np.asfortranarray), "k.npy: arrays.k: found Fortran order, expected C order"),
     "wrong dtype in the file": (array("k", lambda x: x.astype(np.float32)), "found dtype <f4, expected float16"),
     "big-endian": (array("k", lambda x: x.astype(">f2")), "found dtype >f2"),
     "wrong dtype in the manifest": (put("arrays.token_ids.dtype", "float16"), "found 'float16', expected int32"),
+    "signed token classes": (array("token_class", lambda x: x.astype(np.int8)), "found dtype |i1, expected uint8"),
+    "wide token classes": (
+        both(array("token_class", lambda x: x.astype(np.int32)), put("arrays.token_class.dtype", "int32")),
+        "arrays.token_class.dtype: found 'int32', expected uint8"),
+    "loss of another length": (array("loss", lambda x: x[:-1]), "arrays.loss: found shape [3], expected [4]"),
+    "loss of another length in both": (
+        both(array("loss", lambda x: x[:-1]), put("arrays.loss.shape", [3])), "loss.shape: found [3], expected [4]"),
+    "loss in double": (array("loss", lambda x: x.astype(float)), "found dtype <f8, expected float32"),
+    "loss below zero": (array("loss", set_at(2, value=-1)), "loss.npy: arrays.loss: found -1, expected nats of 0"),
+    "half frequencies": (array("inv_freq", lambda x: x.astype(np.float16)), "found dtype <f2, expected float64"),
+    "frequencies too few": (array("inv_freq", lambda x: x[:, :-1]), "found shape [2, 3], expected [2, 4]"),
     "unknown dtype": (put("arrays.k.dtype", "object"), "manifest.yaml:"),
     "NaN": (array("k", set_at(1, 0, 3, 5, value=np.nan)), "found nan at [1, 0, 3, 5]"),
     "infinity": (array("q", set_at(0, 0, 0, 0, value=np.inf)), "found inf at [0, 0, 0, 0]"),
+    "minus infinity": (array("v", set_at(0, 0, 0, 0, value=-np.inf)), "v.npy: arrays.v: found -inf at [0, 0, 0, 0]"),
+    "NaN in the prompt's queries": (array("q_prompt", set_at(1, 1, 2, 3, value=np.nan)), "found nan at [1, 1, 2, 3]"),
+    "NaN in the frequencies": (array("inv_freq", set_at(1, 0, value=np.nan)), "arrays.inv_freq: found nan at [1, 0]"),
+    "NaN in the loss": (array("loss", set_at(3, value=np.nan)), "arrays.loss: found nan at [3]"),
     "negative token id": (array("token_ids", set_at(5, value=-1)), "found -1, expected ids of 0 or more"),
     "negative frequency": (array("inv_freq", set_at(0, 0, value=-0.5)), "found a negative frequency"),
     "shape mismatch": (array("v", lambda x: x[:, :, :-1]), "found shape [2, 1, 83, 8], expected [2, 1, 84, 8]"),
@@ -217,6 +286,12 @@ CORRUPTIONS = {
     "object array": (object_array, "k.npy: arrays.k: found no valid array"),
     "zip for an array": (zipped, "k.npy: arrays.k: found no valid array"),
     "link out of the folder": (link("k.npy", "../outside"), "a link that leads out"),
+    "absolute link": (link("k.npy", "/dev/zero"), "a link that leads out"),
+    "path of an array": (edit(lambda m: m["arrays"]["k"].update(path="../k.npy")), "k.path: found an unknown key"),
+    "absolute path for a name": (edit(lambda m: m["arrays"].update({"/etc/passwd": {}})), "an unknown key"),
+    "optional array listed, not there": (
+        edit(lambda m: m["arrays"].update(q_ahead=m["arrays"]["q"])), "arrays.q_ahead: found no such file"),
+    "array of nothing": (put("arrays.k", None), "arrays.k: found None, expected a mapping"),
     "manifest links out": (link("manifest.yaml", "../outside"), "a link that leads out"),
     "dangling link": (link("k.npy", "nowhere.npy"), "found no such file"),
     "link to itself": (link("k.npy", "k.npy"), "k.npy: "),
@@ -232,6 +307,9 @@ CORRUPTIONS = {
     "prompt beyond tokens": (put("prompt_len", 4000), "tokens: found 84, expected prompt_len + steps = 4004"),
     "prompt shorter than its queries": (
         edit(lambda m: m.update(prompt_len=PROMPT - 30, tokens=TOKENS - 30)), "manifest.yaml:"),
+    "no prompt": (put("prompt_len", 0), "prompt_len: found 0"),
+    "negative tokens": (put("tokens", -84), "tokens: found -84"),
+    "tokens that do not add up": (put("tokens", 85), "tokens: found 85, expected prompt_len + steps = 84"),
     "no steps": (put("steps", 0), "steps: found 0"),
     "steps as text": (put("steps", "many"), "steps: found 'many'"),
     "steps as truth": (put("steps", True), "steps: found True"),
@@ -244,6 +322,9 @@ CORRUPTIONS = {
     "missing array key": (drop("arrays.q_prompt"), "arrays.q_prompt: found nothing"),
     "no provenance": (put("provenance", None), "provenance: found None"),
     "scale 0": (put("model.scale", 0), "model.scale: found 0"),
+    "scale negative": (put("model.scale", -0.35), "model.scale: found -0.35, expected greater than 0"),
+    "scale as text": (put("model.scale", "0.35"), "model.scale: found '0.35'"),
+    "softcap 0": (put("model.softcap", 0), "model.softcap: found 0, expected greater than 0"),
     "scale not finite": (put("model.scale", float("nan")), "manifest.yaml:14:10: found .nan, expected a finite"),
     "scale too large": (put("model.scale", 1e300), "model.scale: found 1e+300"),
     "softcap too small": (put("model.softcap", 1e-300), "model.softcap: found 1e-300"),
@@ -251,17 +332,28 @@ CORRUPTIONS = {
     "softcap negative": (put("model.softcap", -30.0), "model.softcap: found -30.0"),
     "heads do not divide": (put("model.kv_heads", 3), "model.q_heads: found 2, expected a multiple of kv_heads = 3"),
     "kept layers unsorted": (put("model.kept_layers", [2, 0]), "model.kept_layers: found [2, 0], expected ascending"),
+    "kept layer twice": (put("model.kept_layers", [2, 2]), "model.kept_layers: found [2, 2], expected ascending"),
+    "kept layer negative": (put("model.kept_layers", [-1, 0]), "model.kept_layers.0: found -1"),
+    "no kept layer": (put("model.kept_layers", []), "model.kept_layers: found [], expected 1 or more items"),
     "kept layer too high": (put("model.kept_layers", [0, 4]), "expected layers below layers = 4"),
     "window per layer": (put("model.window", [128]), "model.window: found [128], expected one per kept layer (2)"),
+    "window list too long": (put("model.window", [1, 2, 3]), "expected one per kept layer (2)"),
+    "window negative": (put("model.window", -4), "model.window: found -4"),
     "window zero": (put("model.window", 0), "model.window: found 0"),
     "rope too wide": (put("rope.dims", 16), "rope.dims: found 16, expected at most head_dim = 8"),
     "rope odd": (put("rope.dims", 7), "rope.dims: found 7"),
+    "rope of nothing": (put("rope.dims", 0), "rope.dims: found 0"),
+    "head_dim odd": (put("model.head_dim", 7), "manifest.yaml:"),
+    "rope factor 0": (put("rope.attention_factor", 0.0), "rope.attention_factor: found 0.0"),
     "rope pairing": (put("rope.pairing", "quarter"), "rope.pairing: found 'quarter'"),
     "no rope but frequencies": (put("rope", None), "arrays.inv_freq: found [2, 4], expected no array"),
     "no frequencies": (drop("arrays.inv_freq"), "arrays.inv_freq: found None, expected an array"),
     "kind": (put("kind", "invented"), "kind: found 'invented'"),
     "name with a path": (put("name", "../x"), "name: found '../x'"),
     "hash in capitals": (put("arrays.k.sha256", "A" * 64), "arrays.k.sha256: found"),
+    "hash too short": (put("arrays.k.sha256", "a" * 63), "expected text that matches ^[0-9a-f]{64}$"),
+    "hash of another array": (
+        edit(lambda m: m["arrays"]["k"].update(sha256=m["arrays"]["v"]["sha256"])), "k.npy: arrays.k.sha256: found"),
     "wrong hash": (put("arrays.k.sha256", "a" * 64), "k.npy: arrays.k.sha256: found"),
     "no weights hash": (put("model.sha256", None), "model.sha256: found None"),
     "empty manifest": (text(""), "found an empty file"),
@@ -269,6 +361,9 @@ CORRUPTIONS = {
     "list for a mapping": (text("- 1\n- 2\n"), "expected a trace manifest"),
     "binary": (text(b"\x93NUMPY\x01\x00\xff\xfe"), "not UTF-8"),
     "control characters": (text("format: 1\x00\n"), "manifest.yaml:1:10: found the character U+0000"),
+    "text for a mapping": (text("hello\n"), "expected a trace manifest"),
+    "duplicate key inside": (
+        text("format: 1\nmodel:\n  name: a\n  name: b\n"), "manifest.yaml:4:3: found the key 'name' again"),
     "broken YAML": (text("format: [1\nname: x\n"), "manifest.yaml:2:"),
     "tab": (text("format:\n\t1\n"), "manifest.yaml:2:1: found bad YAML"),
     "deep nesting": (text(NESTED), "nesting"),
@@ -326,6 +421,20 @@ def test_positions_inside_the_keys_need_no_frequencies(tiny):
     trace = check_trace(tiny)
     assert trace.rope is None
     assert trace.inv_freq is None
+
+
+def test_files_that_the_manifest_does_not_name_are_no_part_of_the_trace(tiny):
+    drop("arrays.v")(tiny)
+    np.save(tiny / "notes.npy", np.zeros(3))
+    assert check_trace(tiny).v is None
+
+
+def test_check_command_ends_with_4_and_one_line(tiny, capfd):
+    array("k", np.asfortranarray)(tiny)
+    with pytest.raises(SystemExit) as ended:
+        main(["trace", "check", str(tiny)])
+    assert ended.value.code == 4
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_link_inside_the_folder_is_followed(tiny):

@@ -148,6 +148,15 @@ def test_forms_survive_marks_and_line_ends(tmp_path):
     assert import_requests(written(tmp_path, text)).prompt_tokens.tolist() == [7]
 
 
+@pytest.mark.parametrize(
+    "header", ["timestamp,model,request_tokens,RESPONSE TOKENS", "TIMESTAMP,x,RequestTokens,response tokens"]
+)
+def test_columns_are_found_whatever_their_case_and_spaces(tmp_path, header):
+    found = import_requests(written(tmp_path, f"{header},session_id\n5,GPT-4,7,1,a\n6,GPT-4,8,2,a\n"))
+    assert (found.prompt_tokens.tolist(), found.output_tokens.tolist()) == ([7, 8], [1, 2])
+    assert found.session.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("zone", ["", "Z", "+00:00"])
 def test_azure_times_may_have_a_zone_and_no_fraction(tmp_path, zone):
     text = f"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 23:59:59{zone},7,1\n2024-05-11 00:00:00.5{zone},8,1\n"

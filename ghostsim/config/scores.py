@@ -128,6 +128,12 @@ class Subspaces(Strict):
     parts: Count = 8
 
 
+class Ellipsoid(Strict):
+    """Centre and reach of the keys of a page in the shape that all pages of a head share."""
+
+    page: Count = 16
+
+
 class Centroid(Strict):
     """Centres of spherical k-means clusters of about `tokens` keys, formed per `segment` of the prompt.
 
@@ -149,17 +155,55 @@ class QKeys(Strict):
 class Sketch(Strict):
     """A projection of the key to `dims` numbers with the norm of what it leaves out.
 
-    `residual: none` drops the norm: an estimate, not a bound; `blocks: n` keeps a norm per slice of the channels that
-    the projection leaves out. `bits: 16` keeps the projection in fp16. `frame` is the number of tokens of a page whose
-    keys are turned back to the page's first position before they are projected; none keeps them as they are attended.
+    `residual: none` drops the norm: an estimate, not a bound. `bits: 16` keeps the projection in fp16. `gaussian` is a
+    Johnson-Lindenstrauss matrix made sound by its QR form; `planes` keeps the rotation planes with the most energy and
+    a norm in each other one. `centred` takes the mean key off first. `frame` is the number of tokens of a page whose
+    keys are turned back to the page's first position before they are projected, `anchor` that of a page about whose
+    mean key they are projected; none keeps them as they are attended.
     """
 
     dims: Count = 32
     bits: Literal[2, 4, 8, 16] = 8
-    basis: Literal["pca", "random", "query", "symmetric", "summed"] = "pca"
+    basis: Literal["pca", "random", "query", "symmetric", "summed", "gaussian", "planes"] = "pca"
     residual: Literal["single", "none"] = "single"
+    blocks: Count = 1
+    """Residual norms of an fp16 sketch: one per slice of the channels."""
+    form: Literal["one", "two", "box"] = "one"
+    """How codes account for their error: one norm for all, one inside and one outside, or half a step per channel."""
+    integer: bool = False
+    """Whether scores are made of integers only, as a core without floating point does."""
     centred: bool = False
     frame: Count | None = None
+    anchor: Count | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Sketch:
+        fp16 = self.bits == 16
+        if (self.blocks > 1 or self.anchor or self.basis in ("gaussian", "planes")) and not fp16:
+            raise ValueError(f"found bits {self.bits} with blocks, anchor, gaussian or planes, expected bits: 16")
+        if (self.form != "one" or self.integer) and fp16:
+            raise ValueError("found form or integer for an fp16 sketch, expected bits: 2, 4 or 8")
+        if self.integer and (self.form != "one" or self.frame):
+            raise ValueError("found integer with form or frame, expected it with form: one alone")
+        if self.residual == "none" and not self.plain and self.frame is None:
+            raise ValueError("found residual: none with a form of the residual, expected a plain sketch or a frame")
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a projection with one error norm."""
+        special = self.blocks > 1 or self.form != "one" or self.integer or self.frame or self.anchor
+        return not special and self.basis not in ("gaussian", "planes")
+
+    def record_bytes(self, d: int) -> float:
+        """Return the bytes of a token's record at `d` channels."""
+        numbers = self.dims * self.bits / 8
+        if self.residual == "none":
+            return numbers
+        if self.basis == "planes":
+            return numbers + 2 * (d - self.dims) / 2
+        extra = 2 * (self.form == "two") + 2 * self.integer
+        return numbers + 2 * self.blocks + extra + (2 + 2 * d / self.anchor if self.anchor else 0)
 
 
 class Chan(Strict):
@@ -273,6 +317,12 @@ class SubspacesScore(Strict):
     subspaces: Subspaces
 
 
+class EllipsoidScore(Strict):
+    """Order by ellipsoids per page."""
+
+    ellipsoid: Ellipsoid
+
+
 class CentroidScore(Strict):
     """Order by the centres of clusters."""
 
@@ -334,6 +384,7 @@ Score = Annotated[
     | Annotated[MeanScore, Tag("mean")]
     | Annotated[BallScore, Tag("ball")]
     | Annotated[SubspacesScore, Tag("subspaces")]
+    | Annotated[EllipsoidScore, Tag("ellipsoid")]
     | Annotated[CentroidScore, Tag("centroid")]
     | Annotated[QKeysScore, Tag("qkeys")]
     | Annotated[SketchScore, Tag("sketch")]
@@ -353,7 +404,7 @@ def kind_of(score: Score) -> Kind:
     match score:
         case ExactScore():
             return "exact"
-        case QKeysScore() | BallScore() | SubspacesScore():
+        case QKeysScore() | BallScore() | SubspacesScore() | EllipsoidScore():
             return "upper-bound"
         case BoxScore(box=box):
             return "upper-bound" if box.spread == "extremes" else "estimate"
@@ -374,6 +425,8 @@ def page_of(score: Score | None) -> int:
     match score:
         case BoxScore(box=index) | MeanScore(mean=index) | BallScore(ball=index) | SubspacesScore(subspaces=index):
             return index.page
+        case EllipsoidScore(ellipsoid=ellipsoid):
+            return ellipsoid.page
         case _:
             return 1
 
@@ -382,7 +435,7 @@ def unit_of(score: Score | None) -> Unit:
     """Return what a score orders."""
     if isinstance(score, CentroidScore):
         return "cluster"
-    return "page" if isinstance(score, BoxScore | MeanScore | BallScore | SubspacesScore) else "token"
+    return "page" if page_of(score) > 1 or isinstance(score, BoxScore | MeanScore | BallScore) else "token"
 
 
 def score_text(score: Score) -> Text:

@@ -593,7 +593,7 @@ class PageLocalSketch:
         out = np.empty((len(queries), n))
         for start in range(0, n, self.page):
             rows = slice(start, min(start + self.page, n))
-            turned = _turned(queries, self.first + start, self.rope, self.inv_freq)
+            turned = turned_back(queries, self.first + start, self.rope, self.inv_freq)
             out[:, rows] = score(self.sketch.part(rows), turned)
         return out
 
@@ -609,9 +609,10 @@ def local_frames(keys: Array, rope: Rope, inv_freq: Array, page: int, first: int
     Pages are counted from `first`.
     """
     starts = first + np.arange(len(keys)) // page * page
-    return _turned(keys, starts, rope, inv_freq)
+    return turned_back(keys, starts, rope, inv_freq)
 
 
-def _turned(rows: Array, back: npt.ArrayLike, rope: Rope, inv_freq: Array) -> Floats:
+def turned_back(rows: Array, back: npt.ArrayLike, rope: Rope, inv_freq: Array) -> Floats:
+    """Return R(-back) of rotated `rows` [..., d]."""
     plain = replace(rope, attention_factor=1.0)  # what is rotated holds its factor already
     return rotate(rows, -np.asarray(back), inv_freq, plain).astype(np.float64)

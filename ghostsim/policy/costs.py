@@ -13,6 +13,7 @@ from ghostsim.config.scores import (
     BoxScore,
     CentroidScore,
     ChanScore,
+    EllipsoidScore,
     Exact,
     ExactScore,
     GraphScore,
@@ -168,6 +169,8 @@ def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | N
             return IndexStage("mean", d * FP16_BYTES, selector.page, d, 16)
         case BallScore():
             return IndexStage("ball", d * FP16_BYTES + _NORM_BYTES, selector.page, d, 16)
+        case EllipsoidScore():
+            return IndexStage("ellipsoid", d * FP16_BYTES + _NORM_BYTES, selector.page, d, 16)
         case SubspacesScore(subspaces=subspaces):
             size = d * FP16_BYTES + subspaces.parts * _NORM_BYTES
             return IndexStage("subspaces", size, selector.page, d + subspaces.parts, 16)
@@ -186,8 +189,7 @@ def _token_stage(score: Score, d: int, kv_heads: int) -> IndexStage | None:
         case SketchScore(sketch=sketch):
             if sketch.dims > d:
                 raise ConfigError(f"sketch.dims: found {sketch.dims}, expected at most head_dim {d}, e.g. 32")
-            norm = _NORM_BYTES if sketch.residual == "single" else 0
-            return IndexStage("sketch", _code_bytes(sketch.dims, sketch.bits) + norm, 1, sketch.dims, sketch.bits)
+            return IndexStage("sketch", sketch.record_bytes(d), 1, sketch.dims, sketch.bits)
         case ChanScore(chan=chan):
             return IndexStage("chan", chan.share * d * chan.bits / 8, 1, max(1, int(chan.share * d)), chan.bits)
         case LshScore(lsh=lsh):

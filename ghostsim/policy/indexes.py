@@ -7,7 +7,7 @@ the error of the products' own accumulation (gamma_n = n * unit roundoff) is par
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,6 @@ from ghostsim.policy.exact import Array, Block, softcapped
 from ghostsim.policy.units import Units, token_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
-from ghostsim.trace.rope import angles, turn
 
 _ROWS = 2048
 _SEED = 0
@@ -170,7 +169,7 @@ def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None 
     if m > d:
         raise ConfigError(f"sketch.dims: found {m}, expected at most head_dim {d}, e.g. 32")
     asked = keys[fit] if queries is None else queries
-    basis = fitted_basis(sketch.basis, keys[fit], asked, m, centred=sketch.centred).astype(keys.dtype)
+    basis = fitted_basis(sketch.basis, keys[fit], asked, m, centred=sketch.centred).astype(keys.dtype)  # type: ignore[arg-type]
     mean = keys[fit].mean(axis=0) if sketch.centred else None
     origin = keys.dtype.type(0) if mean is None else mean
     codes = None if sketch.bits == 16 else fit_codes((sampled(keys[fit]) - origin) @ basis, sketch.bits)
@@ -237,60 +236,3 @@ def query_rows(index: TokenIndex, queries: Array, scale: float) -> npt.NDArray[n
     if index.mean is not None:
         columns.append((wide @ index.mean.astype(np.float64))[:, None])
     return np.concatenate(columns, axis=1) * scale
-
-
-# --- page-local frames ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class FramedIndex:
-    """A sketch of keys that are turned back to the first position of their page of `frame` tokens.
-
-    Turning both query and key leaves their product as it is, so the bound is sound for any page size; inside a page
-    keys are nearly as they were before rotation, where few directions describe them. The query is turned per page.
-    """
-
-    inner: TokenIndex
-    frame: int
-    head: Head
-    claim: Claim | None
-
-    def units(self, c0: int, c1: int) -> Units:
-        """Return the cold tokens themselves."""
-        return token_units(c0, c1)
-
-    def scores(self, block: Block, asked: Array, head: Head) -> Array:
-        """Return the score [n, g, P] of every position of a block for the queries `asked` [n, g, d]."""
-        n, g, d = asked.shape
-        rows = asked.reshape(n * g, d)
-        out = np.empty((n * g, block.scores.shape[-1]), dtype=block.scores.dtype)
-        for start in range(0, out.shape[1], self.frame):
-            page = slice(start, min(start + self.frame, out.shape[1]))
-            queries = query_rows(self.inner, turned_back(rows, start, self.head), head.scale).astype(out.dtype)
-            out[:, page] = queries @ self.inner.records(page, out.dtype).T
-        return softcapped(out.reshape(n, g, -1), head.softcap)
-
-
-def turned_back(rows: Array, position: int | Array, head: Head) -> Array:
-    """Return R(-position) of `rows` [n, d] that are rotated; a position for all of them or one each."""
-    if head.rope is None or head.inv_freq is None:
-        raise ConfigError("sketch.frame: found a trace without RoPE, expected one with it, or no frame")
-    out = np.array(rows)
-    cos, sin = angles(-np.asarray(position, dtype=np.float64), head.inv_freq, out.dtype)
-    turn(out, cos, sin, replace(head.rope, attention_factor=1.0))
-    return out
-
-
-def build_framed(head: Head, fit: slice, sketch: Sketch) -> FramedIndex:
-    """Build a sketch in page-local frames."""
-    frame = sketch.frame or 1
-    positions = np.arange(len(head.keys)) // frame * frame
-    local = turned_back(head.keys, positions, head)
-    queries = head.prompt_queries
-    ages = np.arange(head.context - len(queries), head.context)[:, None]
-    inner = build_sketch(local, fit, sketch, turned_back(queries, ages, head))
-    # Turning back rounds once more, by a few units in the last place of the key.
-    if inner.norms is not None:
-        wider = inner.norms + 16 * np.finfo(local.dtype).eps * _norms(local)
-        inner = replace(inner, norms=wider)
-    return FramedIndex(inner, frame, head, inner.claim)

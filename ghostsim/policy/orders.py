@@ -9,8 +9,9 @@ import numpy as np
 from ghostsim.config.scores import Graph, Lsh, Norm, NormScore, Random, RandomScore, Score, Trig, TrigScore
 from ghostsim.errors import ConfigError, TraceError
 from ghostsim.policy.bases import sampled
+from ghostsim.policy.bounded import rotation, unrotated_queries
 from ghostsim.policy.exact import Array, Block, Floats
-from ghostsim.policy.indexes import Claim, turned_back
+from ghostsim.policy.indexes import Claim
 from ghostsim.policy.units import Units, token_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
@@ -75,14 +76,11 @@ def trig_order(head: Head, trig: Trig) -> Floats:
 
     Keys stay at their positions and the query moves on from the end of the prompt; scores are standardised per head.
     """
-    if head.rope is None or head.inv_freq is None:
-        raise TraceError("rope: found a trace whose positions are inside its keys, expected RoPE for the score trig")
-    queries = head.prompt_queries
-    ages = np.arange(head.context - len(queries), head.context)[:, None]
-    centre = turned_back(queries, ages, head).astype(np.float64).mean(axis=0)
+    rope, inv_freq = rotation(head)
+    centre = unrotated_queries(head).mean(axis=0)
     offsets = np.unique(np.geomspace(1, trig.offsets, _OFFSETS).astype(int))
     places = head.context + offsets
-    asked = np.mean([rotate(centre, np.full(len(centre), p), head.inv_freq, head.rope) for p in places], axis=0)
+    asked = np.mean([rotate(centre, np.full(len(centre), p), inv_freq, rope) for p in places], axis=0)
     found = np.asarray(asked @ head.keys.astype(np.float64).T)
     prompt = found[:, : head.context]
     return np.asarray((found - prompt.mean(1, keepdims=True)) / np.maximum(prompt.std(1, keepdims=True), 1e-30))

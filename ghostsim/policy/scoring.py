@@ -10,6 +10,7 @@ from ghostsim.config.scores import (
     BoxScore,
     CentroidScore,
     ChanScore,
+    EllipsoidScore,
     ExactScore,
     GraphScore,
     LightningScore,
@@ -25,7 +26,7 @@ from ghostsim.config.scores import (
     TrigScore,
 )
 from ghostsim.errors import ConfigError
-from ghostsim.policy import clusters, indexes, orders, pages
+from ghostsim.policy import bounded, clusters, indexes, orders, pages
 from ghostsim.policy.exact import Array, Block
 from ghostsim.policy.indexes import Claim
 from ghostsim.policy.units import Units
@@ -61,8 +62,8 @@ def build(score: Score, head: Head, fit: slice) -> Index:
         case QKeysScore(qkeys=qkeys):
             return indexes.build_qkeys(head.keys, fit, qkeys.bits)
         case SketchScore(sketch=sketch):
-            if sketch.frame is not None:
-                return indexes.build_framed(head, fit, sketch)
+            if not sketch.plain:
+                return bounded.build_special(head, fit, sketch)
             return indexes.build_sketch(head.keys, fit, sketch, head.prompt_queries)
         case ChanScore(chan=chan):
             return indexes.build_chan(head.keys, head.prompt_queries, chan)
@@ -72,14 +73,16 @@ def build(score: Score, head: Head, fit: slice) -> Index:
             return clusters.build_clusters(head.keys[: head.context], centroid)
         case LshScore(lsh=lsh):
             return orders.build_lsh(head, fit, lsh)
-        case BoxScore() | MeanScore() | BallScore() | SubspacesScore():
+        case BoxScore() | MeanScore() | BallScore() | SubspacesScore() | EllipsoidScore():
             return _of_pages(score, head)
         case _:
             return _without_records(score, head)
 
 
-def _of_pages(score: BoxScore | MeanScore | BallScore | SubspacesScore, head: Head) -> Index:
+def _of_pages(score: BoxScore | MeanScore | BallScore | SubspacesScore | EllipsoidScore, head: Head) -> Index:
     match score:
+        case EllipsoidScore(ellipsoid=ellipsoid):
+            return bounded.build_ellipsoid(head.keys, ellipsoid)
         case BoxScore(box=box):
             return pages.build_box(head.keys, box)
         case MeanScore(mean=mean):

@@ -267,7 +267,10 @@ def audit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Audit sketches on a trace: rank preservation, false elimination against elimination, a verdict."""
+    """Audit on a trace what small sketches may rule out.
+
+    Rank preservation, false elimination against elimination by each published definition, and a verdict.
+    """
     from ghostsim.study.audit import audit as audited
     from ghostsim.study.audit_output import as_json as laid_out
     from ghostsim.study.audit_output import audit_text, write_csv
@@ -307,7 +310,10 @@ def perplexity(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decode a model that attends only to what a policy reads: perplexity, lost mass, recall of planted facts."""
+    """Decode a model that attends to a policy's reads only.
+
+    Perplexity against full attention, lost mass in open and closed loop, recall of planted facts.
+    """
     from ghostsim.config.load import load_policy
     from ghostsim.export.run_folder import staged
     from ghostsim.study.perplexity import Decode, figures, perplexity_text, write_perplexity
@@ -615,7 +621,10 @@ def trace_synth(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     force: Force = False,
 ) -> None:
-    """Write a synthetic trace like a recorded one; of several documents, like one of them, by the seed."""
+    """Write a synthetic trace like recorded ones.
+
+    Of several documents, like one of them, by the seed.
+    """
     from ghostsim.study.synth import synthesise
     from ghostsim.trace.format import open_trace
 

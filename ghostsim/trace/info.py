@@ -70,6 +70,7 @@ def _head_rows(trace: Trace, found: TraceStatistics) -> list[dict[str, Any]]:
             "class": CLASSES[found.classes[at, q_head]],
             "sink_mass": float(found.sink_mass[at, q_head]),
             "local_mass": float(found.local_mass[at, q_head]),
+            "induction_mass": float(found.induction_mass[at, q_head]),
             "top32_mass": float(found.top_mass[at, q_head, top]),
             "tokens_for": _tokens_for(found, at, q_head),
         }
@@ -101,8 +102,9 @@ def format_info(found: dict[str, Any]) -> str:
         f"loss      {'not recorded' if loss is None else f'{loss:.3f} nats per token'}",
         f"arrays    {', '.join(arrays)}",
         "",
-        f"{looked}: mass of the first {SINKS}, last {LOCAL}, best {TOP} tokens; tokens that hold a share of the mass",
-        f"layer q_head   sink  local  top32{columns}  class",
+        f"{looked}: mass of the first {SINKS}, last {LOCAL}, best {TOP} tokens, and of those that follow earlier",
+        "occurrences of the query's token (induct); tokens that hold a share of the mass",
+        f"layer q_head   sink  local  top32 induct{columns}  class",
     ]
     return "\n".join([*lines, *map(_row_text, found["heads"])])
 
@@ -114,7 +116,8 @@ def _rope_text(rope: dict[str, Any] | None) -> str:
 
 
 def _row_text(row: dict[str, Any]) -> str:
-    masses = f"{row['sink_mass']:7.3f}{row['local_mass']:7.3f}{row['top32_mass']:7.3f}"
+    names = ("sink_mass", "local_mass", "top32_mass", "induction_mass")
+    masses = "".join(f"{row[name]:7.3f}" for name in names)
     counts = "".join(f"{count:8.0f}" for count in row["tokens_for"].values())
     return f"{row['layer']:5}{row['q_head']:7}{masses}{counts}  {row['class']}"
 

@@ -59,6 +59,8 @@ class TraceStatistics:
     """Mass of the first 4 and the last 256 together, each token once."""
     quiet_mass: Floats
     """Mass of the first 4 and the own token together, each token once."""
+    induction_mass: Floats
+    """Mass of the tokens that follow earlier occurrences of the query's token, over the steps that repeat one."""
     spiky_steps: Floats
     """Share of steps in which one token outside the first 4 and the last 256 takes 0.1 or more."""
     participation: Floats
@@ -186,13 +188,23 @@ def _stack(rows: list[Floats], kept: int) -> Floats:
 
 def _unit(workload: Workload, unit: int, steps: list[int], lags: tuple[int, ...], layer_mass: Floats) -> dict[str, Any]:
     head = workload.head(unit)
-    measured = []
+    measured, repeats, ids = [], [], workload.token_ids(head.request)
     for at, step in enumerate(steps):
         p = probabilities(head, step)
         layer_mass[head.kept_layer, at, : p.shape[1]] += p.sum(axis=0)
         measured.append(_spread(p, head, step))
+        followed = following(ids[: p.shape[1]])
+        if len(followed):
+            repeats.append(p[:, followed].sum(axis=1))
     spread = {name: np.mean([row[name] for row in measured], axis=0) for name in measured[0]}
+    spread["induction_mass"] = np.mean(repeats, axis=0) if repeats else np.zeros(head.queries.shape[1])
     return spread | _persistence(head, steps, lags) | _vectors(workload, head, steps)
+
+
+def following(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Return the positions right after earlier occurrences of the last of `ids`, that one itself left out."""
+    found: npt.NDArray[np.int64] = np.flatnonzero(ids[:-1] == ids[-1]) + 1
+    return found[found < len(ids) - 1]
 
 
 def _spread(p: Floats, head: Head, step: int) -> dict[str, Floats]:

@@ -158,6 +158,18 @@ def test_rows_of_all_heads(printed, p):
             same(row["tokens_for"][name], over_steps(p, *at, count_for(share)))
 
 
+def test_induction_mass_is_on_what_followed_the_same_token(printed, trace, p):
+    ids = trace.token_ids.tolist()
+    for row in printed["heads"]:
+        at, masses = ((1, 3).index(row["layer"]), row["q_head"]), []
+        for s in range(STEPS):
+            own = PROMPT + s
+            after = [i + 1 for i in range(own - 1) if ids[i] == ids[own]]
+            if after:
+                masses.append(sum(p[(*at, s)][i] for i in after))
+        same(row["induction_mass"], np.mean(masses) if masses else 0.0)
+
+
 def test_all_classes_stand_in_the_trace_and_their_shares_are_counted(printed, p):
     kinds = [kind_of(p, layer, head) for layer in LAYERS for head in HEADS]
     assert set(kinds) == set(CLASSES)

@@ -3,6 +3,10 @@
     python traces/model/corpus.py CORPUS
     python traces/model/train.py CORPUS OUT
 
+The model in this folder had 14.0 M tokens without QK-clip, and then 2.4 M with it:
+
+    python traces/model/train.py CORPUS OUT --init FIRST --tokens 2400000 --rate 0.4
+
 Llama's architecture (RMSNorm, SwiGLU, RoPE, grouped-query attention with heads of 128) over a small byte-level BPE,
 with a curriculum of growing contexts. A share of the rows repeats passages, asks for planted facts or is a server log,
 so that induction and retrieval heads form. Needs `pip install "ghostsim[record]"`; uses a GPU where there is one.
@@ -162,6 +166,41 @@ def rate(done: float) -> float:
     return min(done / 0.02, 1.0, max((1 - done) / 0.45, 0.0))
 
 
+class QkClip:
+    """Keeps attention logits small: QK-clip of Kimi K2 (arXiv 2507.20534), on a bound of the logits.
+
+    After an update each head whose max ||q|| times max ||k|| was over the limit has its query and key projections
+    scaled down, by at most 3 % at a time. Without it Muon lets logits grow to hundreds, which float16 cannot hold.
+    """
+
+    LIMIT, SLOWEST = 40.0, 0.97
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attentions = [layer.self_attn for layer in model.model.layers]
+        self.largest: dict[nn.Module, Tensor] = {}
+        for attention in self.attentions:
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.register_forward_hook(self._seen)
+
+    def _seen(self, projection: nn.Module, _: object, out: Tensor) -> None:
+        heads = out.detach().float().unflatten(-1, (-1, 128))
+        self.largest[projection] = heads.norm(dim=-1).flatten(0, 1).amax(dim=0)
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Scale projections down where the last batch was over the limit."""
+        for attention in self.attentions:
+            q, k = self.largest[attention.q_proj], self.largest[attention.k_proj]
+            groups = len(q) // len(k)
+            bound = q * k.repeat_interleave(groups) * attention.scaling
+            shrink = (self.LIMIT / bound).clamp(self.SLOWEST, 1.0)
+            shared = shrink.view(len(k), groups).amin(dim=1).sqrt()
+            attention.q_proj.weight.view(len(q), 128, -1).mul_(
+                (shrink / shared.repeat_interleave(groups))[:, None, None]
+            )
+            attention.k_proj.weight.view(len(k), 128, -1).mul_(shared[:, None, None])
+
+
 def loss_of(model: nn.Module, rows: Tokens, device: torch.device) -> Tensor:
     """Return the loss in nats of each predicted token, [rows, context]."""
     ids = torch.from_numpy(rows).to(device)
@@ -178,6 +217,9 @@ class Run:
     model: nn.Module
     rows: Rows
     size: Size
+    tokens: int
+    scale: float
+    """Of the learning rate."""
     device: torch.device
     seen: int = 0
 
@@ -188,13 +230,14 @@ class Run:
 
     def train(self) -> None:
         """Train on the given number of tokens, printing the loss about twice a minute."""
-        makers = optimisers(self.model)
+        makers, clip = optimisers(self.model), QkClip(self.model)
         base = [maker.param_groups[0]["lr"] for maker in makers]
         said = time.monotonic()
-        while (done := self.seen / self.size.tokens) < 1:
+        while (done := self.seen / self.tokens) < 1:
             for maker, lr in zip(makers, base, strict=True):
-                maker.param_groups[0]["lr"] = lr * rate(done)
+                maker.param_groups[0]["lr"] = lr * self.scale * rate(done)
             loss = self.update(self.stage(done), makers)
+            clip.clip()
             if time.monotonic() - said > 30:
                 said = time.monotonic()
                 print(f"{done:5.0%} context {self.stage(done).context} seen {self.seen:,} loss {loss:.3f}", flush=True)
@@ -277,15 +320,23 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--init", type=Path, help="a model of this script to go on with")
+    parser.add_argument("--tokens", type=int, help="training tokens; by size")
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rate")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.manual_seed(asked.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SIZES[asked.size]
     files = sorted((asked.corpus / "train").glob("*.txt"))
-    tokenizer = train_tokenizer(files, size.vocabulary)
+    if asked.init is None:
+        tokenizer, model = train_tokenizer(files, size.vocabulary), build(size)
+    else:
+        tokenizer = Tokenizer.from_file(str(asked.init / "tokenizer.json"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(asked.init, dtype=torch.float32)
     tokens = read_tokens(tokenizer, asked.corpus / "train")
-    run = Run(build(size).to(device), Rows(tokens, tokenizer, asked.seed), size, device)
+    rows = Rows(tokens, tokenizer, asked.seed)
+    run = Run(model.to(device), rows, size, asked.tokens or size.tokens, asked.rate, device)
     print(f"{len(tokens):,} tokens of text, {sum(p.numel() for p in run.model.parameters()):,} parameters")
     started = time.monotonic()
     run.train()

@@ -20,6 +20,7 @@ import typer
 from ghostsim.errors import GhostsimError, RequirementError, UsageError
 
 if TYPE_CHECKING:
+    from ghostsim.config.catalogue import Entry
     from ghostsim.trace.requests import Requests
 
 app = typer.Typer(
@@ -193,6 +194,7 @@ def evaluate(
     from ghostsim.config.load import load_policy
     from ghostsim.export.run_folder import default_out, staged
     from ghostsim.metrics.quality import quality
+    from ghostsim.metrics.quality_depth import depth, write_depth
     from ghostsim.policy.evaluate import select
     from ghostsim.policy.output import write_evaluation
     from ghostsim.trace.compose import compose
@@ -204,10 +206,12 @@ def evaluate(
         workload = compose([recorded], None, requests=1, steps=None, context=None, seed=1)
         selection = select({chosen.name: chosen}, workload, jobs=jobs, progress=_fraction(quiet=quiet))[chosen.name]
         write_evaluation(chosen, workload, selection, temporary)
+        deep = depth(chosen, workload, selection)
+        write_depth(deep, temporary)
         _clear_progress(quiet=quiet)
     found = {"schema": 1, "policy": chosen.name, "trace": recorded.name, "quality": quality(selection, 1)}
     if as_json:
-        _print_json(found)
+        _print_json(found | {"depth": deep})
     elif not quiet:
         _tell(json.dumps(found["quality"], indent=1))
     _tell(str(folder))
@@ -293,20 +297,30 @@ def show(
 @app.command("list")
 def list_(
     kind: Kinds,
-    all_: Annotated[bool, typer.Option("--all", help="Also what is bundled but not meant to be run.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Also systems that no policy file can express, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what is bundled."""
+    """List what is bundled; policies with their family and how close they are to the published system."""
     from ghostsim.config.catalogue import names
 
-    del all_  # nothing is hidden yet
-    entries = names(kind)
+    entries = names(kind) + (_outside() if all_ and kind == "policies" else [])
     if as_json:
         _print_json([{"name": e.name, "kind": e.kind, "path": str(e.path), "summary": e.summary} for e in entries])
         return
-    width = max((len(entry.name) for entry in entries), default=0)
-    for entry in entries:
-        print(f"{entry.name:{width}}  {entry.summary}")
+    rows = [(entry.name, *entry.marks, entry.summary) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _outside() -> list[Entry]:
+    """Return the systems outside the algebra as entries of a list."""
+    from ghostsim.config.catalogue import Entry
+    from ghostsim.config.load import load_outside
+
+    found = load_outside()
+    path = str(found.marks[()].file)
+    return [Entry(name, "outside", path, why, ("outside", "-")) for name, why in found.value.systems.items()]
 
 
 @app.command()

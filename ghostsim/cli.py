@@ -223,6 +223,51 @@ def _fraction(*, quiet: bool) -> Callable[[int, int], None] | None:
 
 
 @app.command()
+def frontier(
+    trace: Annotated[str, typer.Argument(help="A recorded trace: folder or bundled name.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="A policy, again for more; the whole library by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps, at most those recorded.")] = 64,
+    report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
+    out: OutFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files that --report and --out name.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
+) -> None:
+    """Set what policies lose on a recorded trace against the bytes that they move, beside an oracle."""
+    from ghostsim.config.catalogue import files
+    from ghostsim.config.load import load_policy
+    from ghostsim.report.frontier_page import frontier_text, heading, write_frontier_report
+    from ghostsim.study.frontier import as_data, write_csv
+    from ghostsim.study.frontier import frontier as measure
+    from ghostsim.trace.format import open_trace
+
+    _refuse_existing(force=force, report=report, out=out)
+    chosen = [load_policy(name).value for name in policy or files("policy")]
+    found = measure(open_trace(trace), chosen, steps=steps, jobs=jobs, progress=_fraction(quiet=quiet))
+    _clear_progress(quiet=quiet)
+    if out is not None:
+        write_csv(found, out)
+    if report is not None:
+        write_frontier_report(found, report)
+    if as_json:
+        _print_json(as_data(found) | {"verdict": heading(found)})
+    else:
+        print(frontier_text(found))
+    for path in (out, report):
+        if path is not None:
+            _tell(str(path))
+
+
+def _refuse_existing(*, force: bool, **files: Path | None) -> None:
+    for option, path in files.items():
+        if path is not None and path.exists() and not force:
+            raise UsageError(f"--{option}: found {path}, which exists; expected a new file, or --force to replace it")
+
+
+@app.command()
 def accuracy(
     tables: Annotated[list[Path] | None, typer.Argument(help="CSV tables; none takes the bundled ones.")] = None,
     out: Out = None,

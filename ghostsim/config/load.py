@@ -340,7 +340,13 @@ def _kind_of_keys(root: Node) -> str | None:
     keys = root.map
     if "kind" in keys:
         return {"platform": "platform", "model": "model"}.get(str(keys["kind"].value), "part")
-    for kind, marker in (("policy", "keep"), ("policy", "read"), ("scenario", "runs"), ("sweep", "scenario"), ("outside", "systems")):
+    for kind, marker in (
+        ("policy", "keep"),
+        ("policy", "read"),
+        ("scenario", "runs"),
+        ("sweep", "scenario"),
+        ("outside", "systems"),
+    ):
         if marker in keys:
             return kind
     return None

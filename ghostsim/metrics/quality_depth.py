@@ -125,7 +125,7 @@ def by_query_head(selection: Selection, values: Array) -> Array:
     if rows.ndim == 3:
         rows = np.repeat(rows[..., None], selection.lost_mass.shape[2], axis=3)
     layers, kv_heads, steps, group = rows.shape
-    return rows.swapaxes(2, 3).reshape(layers, kv_heads * group, steps)
+    return np.asarray(rows.swapaxes(2, 3).reshape(layers, kv_heads * group, steps))
 
 
 def top_of_cold(policy: Policy, workload: Workload, selection: Selection) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ _GREY = "#8c8c8c"
 FAMILIES: tuple[str, ...] = get_args(Policy.model_fields["family"].annotation)
 SHAPES = {"exact": "circle", "parameterised": "square-open", "sketch": "x-open"}
 LOSSY = {"exact": "circle-open-dot", "parameterised": "square-open-dot", "sketch": "x-open-dot"}
+TOGETHER = "diamond-open"
 CLOSENESS = {"exact": "as published", "parameterised": "parameterised", "sketch": "sketch"}
 TITLES = {
     "lost_mass.mean": ("Mean lost mass", "lost attention mass, mean", "lost-mean"),
@@ -93,7 +94,8 @@ def sentences(found: Frontier) -> list[str]:
         (
             f"Of {len(found.policies)} policies {len(loose)} are parameterised or sketched from an abstract, and "
             f"{len(lossy)} store a format that changes scores, which lost mass does not show. They are drawn and "
-            "listed with their mark, and take no part in a ranking; the last do in output error."
+            "listed with their mark, and take no part in a ranking; the last do in output error. Nor do those that "
+            "read once for several tokens: their bytes are shared out as if every token were accepted."
         ),
         (
             "A recorded trace is open loop: what is lost does not change later queries, so eviction looks better here "
@@ -134,7 +136,7 @@ _METHOD = [
     ),
     (
         "A policy is on the frontier where no ranked policy at any of its budgets moves no more and loses no more. "
-        "Ranked are policies as their code has them whose formats give back what was written."
+        "Ranked are policies as their code has them, one token a step, whose formats give back what was written."
     ),
     (
         "Curves: 0.25, 0.5, 1 and 2 times the budget of the policy's file; policies that promise a limit at eps 0.1, "
@@ -148,8 +150,9 @@ _METHOD = [
 
 
 def marks(policy: Policy) -> str:
-    """Say how close a policy is to the published system, and whether its format gives back what was written."""
-    return CLOSENESS[policy.fidelity] + ("" if policy.lossless else ", not lossless")
+    """Say how close a policy is to the published system, and what else keeps it out of a ranking."""
+    together = f", {policy.read.speculate} tokens at once" if policy.read.speculate > 1 else ""
+    return CLOSENESS[policy.fidelity] + ("" if policy.lossless else ", not lossless") + together
 
 
 def _standing(found: Frontier, point: Point, measure: str) -> str:
@@ -240,8 +243,13 @@ def _hover(found: Frontier, point: Point, measure: str) -> str:
 
 
 def _markers(found: Frontier, points: Sequence[Point]) -> list[str]:
-    held = [found.policies[point.policy] for point in points]
-    return [(SHAPES if policy.lossless else LOSSY)[policy.fidelity] for policy in held]
+    return [_symbol(found.policies[point.policy]) for point in points]
+
+
+def _symbol(policy: Policy) -> str:
+    if policy.read.speculate > 1:
+        return TOGETHER
+    return (SHAPES if policy.lossless else LOSSY)[policy.fidelity]
 
 
 def _cloud(found: Frontier, measure: str, families: Sequence[str]) -> list[Trace]:
@@ -268,7 +276,9 @@ def _meanings(found: Frontier) -> list[tuple[str, str]]:
     present = {policy.fidelity for policy in found.policies.values()}
     shapes = [(CLOSENESS[name], symbol) for name, symbol in SHAPES.items() if name in present]
     lossy = any(not policy.lossless for policy in found.policies.values())
-    return shapes + ([("not lossless (dot)", LOSSY["exact"])] if lossy else [])
+    together = any(policy.read.speculate > 1 for policy in found.policies.values())
+    shapes += [("not lossless (dot)", LOSSY["exact"])] if lossy else []
+    return shapes + ([("several tokens at once", TOGETHER)] if together else [])
 
 
 def _meaning(text: str, symbol: str) -> Trace:
@@ -300,7 +310,7 @@ def _curves(found: Frontier, measure: str, family: str) -> list[Trace]:
 
 
 def _plain(policy: Policy) -> bool:
-    return policy.fidelity == "exact" and policy.lossless
+    return marks(policy) == CLOSENESS["exact"]
 
 
 def _steps(found: Frontier, measure: str) -> Trace:

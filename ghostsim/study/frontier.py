@@ -79,14 +79,19 @@ class Frontier:
     full: float
 
     def ranked(self, point: Point, measure: str) -> bool:
-        """Whether a point takes part in a ranking: as published, and with all that it loses in the measure."""
+        """Whether a point takes part in a ranking: as published, one token a step, with all that it loses in view."""
         policy = self.policies[point.policy]
         seen = policy.lossless or measure.startswith("output_error")
-        return policy.fidelity == "exact" and seen and point.loss(measure) is not None
+        alone = policy.read.speculate == 1
+        return policy.fidelity == "exact" and alone and seen and point.loss(measure) is not None
 
     def leaders(self, measure: str) -> list[str]:
-        """Return the policies on the frontier of a measure, the one with the fewest bytes first."""
+        """Return the policies on the frontier of a measure, the one with the fewest bytes first.
+
+        A budget that is raised until everything is read is no merit.
+        """
         lead = [point for point in self.points if measure in point.leads and self.ranked(point, measure)]
+        lead = [point for point in lead if point.nbytes < self.full or point.budget == OWN]
         return list(dict.fromkeys(point.policy for point in sorted(lead, key=lambda point: point.nbytes)))
 
 
@@ -128,7 +133,7 @@ def frontier(
     asked = curves | limit
     workload = compose([trace], None, requests=1, steps=min(steps, trace.steps), context=None, seed=1)
     found = select({"/".join(key): each for key, each in asked.items()}, workload, jobs=jobs, progress=progress)
-    measured = {key: _point(*key, found["/".join(key)]) for key in asked}
+    measured = {key: _point(key[1], each, found["/".join(key)]) for key, each in asked.items()}
     result = Frontier(
         trace=trace,
         steps=workload.steps,
@@ -152,7 +157,7 @@ def _full(selection: Selection, trace: Trace) -> float:
     return attended * 4 * trace.model.head_dim
 
 
-def _point(policy: str, budget: str, selection: Selection) -> Point:
+def _point(budget: str, policy: Policy, selection: Selection) -> Point:
     weights = selection.weights()
 
     def per_step(values: npt.NDArray[np.int64]) -> float:
@@ -162,10 +167,10 @@ def _point(policy: str, budget: str, selection: Selection) -> Point:
     error = selection.output_error
     certified = selection.certified_mass
     return Point(
-        policy=policy,
+        policy=policy.name,
         budget=budget,
         index=per_step(selection.scan_bytes.sum(axis=0)),
-        hbm=per_step(selection.stream_bytes[~far].sum(axis=0)),
+        hbm=per_step(selection.stream_bytes[~far].sum(axis=0) + _held(policy, selection)),
         fetched=per_step(selection.stream_bytes[far].sum(axis=0)),
         migrate=per_step(selection.state_bytes),
         lost_mean=_mean(selection.lost_mass, weights),
@@ -174,6 +179,18 @@ def _point(policy: str, budget: str, selection: Selection) -> Point:
         error_mean=None if error is None else _mean(error, weights),
         error_max=None if error is None else float(error.max()),
     )
+
+
+def _held(policy: Policy, selection: Selection) -> npt.NDArray[np.int64]:
+    """Return the bytes [U, S] that attention takes from a policy's cache in HBM: no stream fetches them."""
+    total = np.zeros_like(selection.attended)
+    if policy.read.cache is None or len(policy.keep) > 1:
+        return total
+    attended = selection.hot_tokens + selection.read_tokens
+    for pinned in range(0, len(selection.streams), 2):
+        hits = attended - selection.stream_tokens[pinned] - selection.stream_tokens[pinned + 1]
+        total += hits * selection.streams[pinned + 1].record_bytes
+    return total
 
 
 def _mean(values: Floats, weights: npt.NDArray[np.int64]) -> float:

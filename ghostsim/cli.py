@@ -21,6 +21,7 @@ import typer
 from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from ghostsim.config.catalogue import Entry
     from ghostsim.trace.requests import Requests
 
 _HELP = """Simulates the memory system behind long-context LLM decoding.
@@ -232,6 +233,7 @@ def evaluate(
     from ghostsim.config.load import load_policy
     from ghostsim.export.run_folder import default_out, staged
     from ghostsim.metrics.quality import quality
+    from ghostsim.metrics.quality_depth import depth, write_depth
     from ghostsim.policy.evaluate import select
     from ghostsim.policy.output import write_evaluation
     from ghostsim.trace.compose import compose
@@ -243,10 +245,12 @@ def evaluate(
         workload = compose([recorded], None, requests=1, steps=None, context=None, seed=1)
         selection = select({chosen.name: chosen}, workload, jobs=jobs, progress=_fraction(quiet=quiet))[chosen.name]
         write_evaluation(chosen, workload, selection, temporary)
+        deep = depth(chosen, workload, selection)
+        write_depth(deep, temporary)
         _clear_progress(quiet=quiet)
     found = {"schema": 1, "policy": chosen.name, "trace": recorded.name, "quality": quality(selection, 1)}
     if as_json:
-        _print_json(found)
+        _print_json(found | {"depth": deep})
     elif not quiet:
         _tell(json.dumps(found["quality"], indent=1))
     _tell(str(folder))
@@ -345,6 +349,51 @@ def perplexity(
 
 
 @app.command()
+def frontier(
+    trace: Annotated[str, typer.Argument(help="A recorded trace: folder or bundled name.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="A policy, again for more; the whole library by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps, at most those recorded.")] = 64,
+    report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
+    out: OutFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files that --report and --out name.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
+) -> None:
+    """Set what policies lose on a recorded trace against the bytes that they move, beside an oracle."""
+    from ghostsim.config.catalogue import files
+    from ghostsim.config.load import load_policy
+    from ghostsim.report.frontier_page import frontier_text, heading, write_frontier_report
+    from ghostsim.study.frontier import as_data, write_csv
+    from ghostsim.study.frontier import frontier as measure
+    from ghostsim.trace.format import open_trace
+
+    _refuse_existing(force=force, report=report, out=out)
+    chosen = [load_policy(name).value for name in policy or files("policy")]
+    found = measure(open_trace(trace), chosen, steps=steps, jobs=jobs, progress=_fraction(quiet=quiet))
+    _clear_progress(quiet=quiet)
+    if out is not None:
+        write_csv(found, out)
+    if report is not None:
+        write_frontier_report(found, report)
+    if as_json:
+        _print_json(as_data(found) | {"verdict": heading(found)})
+    else:
+        print(frontier_text(found))
+    for path in (out, report):
+        if path is not None:
+            _tell(str(path))
+
+
+def _refuse_existing(*, force: bool, **files: Path | None) -> None:
+    for option, path in files.items():
+        if path is not None and path.exists() and not force:
+            raise UsageError(f"--{option}: found {path}, which exists; expected a new file, or --force to replace it")
+
+
+@app.command()
 def accuracy(
     tables: Annotated[list[Path] | None, typer.Argument(help="CSV tables; none takes the bundled ones.")] = None,
     out: Out = None,
@@ -425,20 +474,30 @@ def show(
 @app.command("list")
 def list_(
     kind: Kinds,
-    all_: Annotated[bool, typer.Option("--all", help="Also what is bundled but not meant to be run.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Also systems that no policy file can express, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what is bundled."""
+    """List what is bundled; policies with their family and how close they are to the published system."""
     from ghostsim.config.catalogue import names
 
-    del all_  # nothing is hidden yet
-    entries = names(kind)
+    entries = names(kind) + (_outside() if all_ and kind == "policies" else [])
     if as_json:
         _print_json([{"name": e.name, "kind": e.kind, "path": str(e.path), "summary": e.summary} for e in entries])
         return
-    width = max((len(entry.name) for entry in entries), default=0)
-    for entry in entries:
-        print(f"{entry.name:{width}}  {entry.summary}")
+    rows = [(entry.name, *entry.marks, entry.summary) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _outside() -> list[Entry]:
+    """Return the systems outside the algebra as entries of a list."""
+    from ghostsim.config.catalogue import Entry
+    from ghostsim.config.load import load_outside
+
+    found = load_outside()
+    path = str(found.marks[()].file)
+    return [Entry(name, "outside", path, why, ("outside", "-")) for name, why in found.value.systems.items()]
 
 
 @app.command()

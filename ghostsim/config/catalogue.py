@@ -43,6 +43,8 @@ class Entry:
     kind: str
     path: str
     summary: str
+    marks: tuple[str, ...] = ()
+    """What a list shows beside the name: of a policy its family and fidelity."""
 
 
 def _room(name: str) -> Path:
@@ -122,11 +124,12 @@ def _entry(name: str, kind: str, path: Path) -> Entry:
     try:
         text = read(path)[0].plain()
     except ConfigError as error:
-        return Entry(name, kind, str(path), f"invalid: {error}")
+        return Entry(name, kind, str(path), f"invalid: {error}", ("-", "-") if kind == "policy" else ())
     facts = text if isinstance(text, dict) else {}
     shown = path.parent if kind == "trace" else path
     summary = facts.get("summary") or facts.get("paper") or _derived_summary(facts)
-    return Entry(name, str(facts.get("kind") or kind) if kind == "part" else kind, str(shown), str(summary))
+    marks = (str(facts.get("family", "baseline")), str(facts.get("fidelity", "exact"))) if kind == "policy" else ()
+    return Entry(name, str(facts.get("kind") or kind) if kind == "part" else kind, str(shown), str(summary), marks)
 
 
 def _derived_summary(facts: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ghostsim.config.base import Block, holds_number
 from ghostsim.config.document import Node
 from ghostsim.config.hardware import AnyPart, Part, Platform
 from ghostsim.config.model import Model
+from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
 from ghostsim.config.scenario import Scenario
 from ghostsim.config.sweep import Sweep
@@ -24,6 +25,7 @@ ROOTS: Mapping[str, Any] = {
     "part": AnyPart,
     "model": Model,
     "sweep": Sweep,
+    "outside": Outside,
 }
 """The model of each kind of document."""
 

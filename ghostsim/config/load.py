@@ -10,12 +10,14 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ghostsim.bundled import folder
 from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
 from ghostsim.config.document import Node, TreePath
 from ghostsim.config.expand import Library, merge
 from ghostsim.config.hardware import Part, Platform
 from ghostsim.config.model import Model
+from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
 from ghostsim.config.problems import Problem, describe, first_error
 from ghostsim.config.scenario import Run, Scenario, Workload
@@ -249,6 +251,11 @@ def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:
     return cast(Loaded[Model], _load("model", name, _settings(sets)))
 
 
+def load_outside() -> Loaded[Outside]:
+    """Load the systems of the literature that no policy file can express."""
+    return cast(Loaded[Outside], _load("outside", folder("scenarios") / "policies_outside.yaml", ()))
+
+
 def load_sweep(name: str | Path) -> Loaded[Sweep]:
     """Load a sweep by file or bundled name, and see that its first point is a valid scenario.
 
@@ -324,7 +331,7 @@ def discover(path: Path, at: Location | None = None, depth: int = 0) -> str:
         return discover(catalogue.find(None, first.value, path.parent, first.at), first.at, depth + 1)
     raise ConfigError(
         "found keys of no known kind of document, expected kind (part, platform, model), keep and read (policy), "
-        "runs (scenario), or scenario with grid, zip or points (sweep)",
+        "runs (scenario), scenario with grid, zip or points (sweep), or systems (outside)",
         root.at,
     )
 
@@ -333,7 +340,13 @@ def _kind_of_keys(root: Node) -> str | None:
     keys = root.map
     if "kind" in keys:
         return {"platform": "platform", "model": "model"}.get(str(keys["kind"].value), "part")
-    for kind, marker in (("policy", "keep"), ("policy", "read"), ("scenario", "runs"), ("sweep", "scenario")):
+    for kind, marker in (
+        ("policy", "keep"),
+        ("policy", "read"),
+        ("scenario", "runs"),
+        ("sweep", "scenario"),
+        ("outside", "systems"),
+    ):
         if marker in keys:
             return kind
     return None

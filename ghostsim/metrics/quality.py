@@ -17,7 +17,8 @@ def weights(selection: Selection, batch: int) -> Ints:
     return np.bincount(selection.unit_of[:batch].ravel(), minlength=selection.attended.shape[0])
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """Return part / whole; a ratio over nothing is 0."""
     return float(part / whole) if whole else 0.0
 
 
@@ -45,12 +46,12 @@ def quality(selection: Selection, batch: int) -> dict[str, Any]:
         certified = {key: value for key, value in spread(expand(selection.certified_mass)).items() if key != "p99"}
     read, cold = total(selection.read_tokens), total(selection.cold_tokens)
     return {
-        "elimination_rate": _ratio(cold - read, cold),
-        "resurrection_rate": _ratio(read, cold),
+        "elimination_rate": ratio(cold - read, cold),
+        "resurrection_rate": ratio(read, cold),
         "lost_mass": spread(expand(selection.lost_mass)),
         "certified_mass": certified,
-        "false_elimination_rate": _ratio(total(selection.top_eliminated), total(selection.top_cold)),
-        "false_resurrection_rate": _ratio(total(selection.needless_reads), read),
+        "false_elimination_rate": ratio(total(selection.top_eliminated), total(selection.top_cold)),
+        "false_resurrection_rate": ratio(total(selection.needless_reads), read),
         "violations": None if selection.violations is None else total(selection.violations),
         "output_error": None if selection.output_error is None else spread(expand(selection.output_error)),
     }

@@ -43,7 +43,7 @@ _WORKER = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }
-_APART = ("placement", "output")
+_APART = ("needs", "placement", "output")
 """Modules of this package that a Selection does not depend on."""
 
 

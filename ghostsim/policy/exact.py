@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,8 @@ class Block:
     """[n, g, P]"""
     total: Floats
     """[n, g] sum of the weights, in float64."""
+    memo: dict[object, Array] = field(default_factory=dict, repr=False)
+    """What policies have computed of this block and share."""
 
     @property
     def steps(self) -> int:

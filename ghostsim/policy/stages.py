@@ -52,7 +52,12 @@ class Stage:
 
     def begin(self, block: Block, asked: Array) -> None:
         """Score the units of a block for the queries `asked` [n, g, d]."""
-        self._scores = None if self.index is None else self.index.scores(block, asked, self.head)
+        if self.index is None:
+            return
+        key = (self.index, asked.tobytes())
+        if key not in block.memo:
+            block.memo[key] = self.index.scores(block, asked, self.head)
+        self._scores = block.memo[key]
 
     def offer(self, cold: Cold, alive: Mask | None, gone: Floats) -> Offer:
         """Return the units of the cold tokens; those without a token `alive` [tokens] cannot be taken."""

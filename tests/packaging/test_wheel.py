@@ -15,7 +15,13 @@ pytestmark = [pytest.mark.packaging, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 DATA = (
     *("hwmodels/platform/h100_cxl_pim.yaml", "hwmodels/gpu/arch/sm_90.yaml", "hwmodels/reference/dram_timings.csv"),
-    *("scenarios/cxl_pim.yaml", "scenarios/policies/ghostkv.yaml", "traces/natural_4k/q.npy", "traces/README.md"),
+    *(
+        "scenarios/cxl_pim.yaml",
+        "scenarios/policies/ghostkv.yaml",
+        "scenarios/policies_outside.yaml",
+        "traces/natural_4k/q.npy",
+        "traces/README.md",
+    ),
 )
 
 

@@ -211,7 +211,7 @@ def _figure(found: Frontier, measure: str) -> Figure:
     caption = (
         "Lower and further left is better. The grey steps join the ranked policies that nothing ranked beats; no "
         "policy can lie far below the dashed line of the oracle. Pick a family to see each policy at several budgets. "
-        f"On the bottom line 0.0001 % or less is lost."
+        "On the bottom line 0.0001 % or less is lost."
     )
     table = _points_table(found, measure)
     return Figure(key, f"{title} against bytes", caption, views, table, picker="policies")

@@ -458,7 +458,7 @@ def test_a_folder_of_a_bundled_name_without_a_manifest_does_not_hide_the_bundled
 
 
 def test_an_unknown_name_gets_a_suggestion_and_the_list():
-    with pytest.raises(TraceError, match=r"did you mean natural_4k\?.*long_decode_3k, manual_4k, natural_4k"):
+    with pytest.raises(TraceError, match=r"did you mean natural_4k\?.*manual_4k, natural_4k, tutorial_4k"):
         open_trace("natural_4")
 
 
@@ -475,7 +475,7 @@ def test_a_file_in_place_of_the_folder(tiny):
 
 
 def test_bundled_traces_pass_every_check():
-    assert bundled_names() == ["long_decode_3k", "manual_4k", "natural_4k"]
+    assert bundled_names() == ["code_4k", "facts_4k", "logs_4k", "manual_4k", "natural_4k", "tutorial_4k"]
     for name in bundled_names():
         assert check_trace(name).name == name
 

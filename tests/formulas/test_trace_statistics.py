@@ -17,7 +17,7 @@ from ghostsim.trace.format import open_trace
 from ghostsim.trace.info import format_summary
 
 DIGITS = 5e-4  # three digits
-NATURAL, LONG = open_trace("natural_4k"), open_trace("long_decode_3k")
+NATURAL, LONG = open_trace("natural_4k"), open_trace("facts_4k")
 LAYER, HEAD, STEPS = 3, 6, 8
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ghostsim.trace.compose import MIN_CONTEXT, SEGMENT, SINKS, Shape, compose
 from ghostsim.trace.format import open_trace
 from ghostsim.trace.write import compose_to_folder
 
-NATURAL, MANUAL, LONG = (open_trace(name) for name in ("natural_4k", "manual_4k", "long_decode_3k"))
+NATURAL, MANUAL, LONG = (open_trace(name) for name in ("natural_4k", "manual_4k", "facts_4k"))
 LLAMA = Shape(layers=32, kv_heads=8, q_per_kv=4, head_dim=128)
 
 
@@ -109,7 +110,7 @@ def test_segments_take_other_documents_first_and_without_replacement():
 
 
 def test_two_recordings_of_one_text_are_one_document():
-    workload = composed((NATURAL, LONG, MANUAL), requests=1, context=30_000)
+    workload = composed((NATURAL, replace(NATURAL), MANUAL), requests=1, context=30_000)
     assert {piece.trace for piece in workload.sequences[0].pieces} == {0, 2}
 
 

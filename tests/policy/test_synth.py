@@ -16,7 +16,7 @@ from ghostsim.trace.compose import compose
 from ghostsim.trace.format import check_trace, open_trace
 from ghostsim.trace.statistics import statistics
 
-FITTED, HELD_OUT = "long_decode_3k", "manual_4k"
+FITTED, HELD_OUT = "facts_4k", "manual_4k"
 # Where the text itself decides: the two recorded documents are further apart than 10 % in each of these.
 TEXT_DEPENDENT = {
     ("local", "key rank"),
@@ -132,7 +132,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 
 
 def test_no_recorded_step_stands_in_the_prompt():
-    like = open_trace("long_decode_3k")
+    like = open_trace("facts_4k")
     source = synth._source(like, 9000, 64, np.random.default_rng(0))
     assert source[:9000].max() < like.prompt_len
     assert source[9000:].min() > like.prompt_len
@@ -195,7 +195,7 @@ def test_documents_of_different_models_are_refused(small, tmp_path):
 def test_two_recordings_of_one_text_are_refused(tmp_path):
     """What one of them decodes would stand in the prompt of the other."""
     with pytest.raises(TraceError, match="text: found that of natural_4k again, expected another document"):
-        synth.synthesise([open_trace("natural_4k"), open_trace("long_decode_3k")], tmp_path / "t")
+        synth.synthesise([open_trace("natural_4k"), open_trace("facts_4k")], tmp_path / "t")
 
 
 def test_cells_tell_the_generator_from_the_text():

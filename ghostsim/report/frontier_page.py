@@ -15,6 +15,8 @@ from ghostsim.study.frontier import Frontier, Point, verdict
 
 _FLOOR = 1e-6
 _GREY = "#8c8c8c"
+_BYTES = {"dtick": "D2", "tickformat": ".2~s", "ticksuffix": "B"}
+_LOSS = {"dtick": 1, "tickformat": ".0e", "range": [-6.3, 0.4]}
 FAMILIES: tuple[str, ...] = get_args(Policy.model_fields["family"].annotation)
 SHAPES = {"exact": "circle", "parameterised": "square-open", "sketch": "x-open"}
 LOSSY = {"exact": "circle-open-dot", "parameterised": "square-open-dot", "sketch": "x-open-dot"}
@@ -211,7 +213,7 @@ def _figure(found: Frontier, measure: str) -> Figure:
     caption = (
         "Lower and further left is better. The grey steps join the ranked policies that nothing ranked beats; no "
         "policy can lie far below the dashed line of the oracle. Pick a family to see each policy at several budgets. "
-        f"On the bottom line 0.0001 % or less is lost."
+        "On the bottom line 0.0001 % or less is lost."
     )
     table = _points_table(found, measure)
     return Figure(key, f"{title} against bytes", caption, views, table, picker="policies")

@@ -15,8 +15,6 @@ from ghostsim.study.frontier import Frontier, Point, verdict
 
 _FLOOR = 1e-6
 _GREY = "#8c8c8c"
-_BYTES = {"dtick": "D2", "tickformat": ".2~s", "ticksuffix": "B"}
-_LOSS = {"dtick": 1, "tickformat": ".0e", "range": [-6.3, 0.4]}
 FAMILIES: tuple[str, ...] = get_args(Policy.model_fields["family"].annotation)
 SHAPES = {"exact": "circle", "parameterised": "square-open", "sketch": "x-open"}
 LOSSY = {"exact": "circle-open-dot", "parameterised": "square-open-dot", "sketch": "x-open-dot"}

@@ -37,11 +37,13 @@ HeadClass = Literal["local", "retrieval", "dormant", "semantic memory"]
 class Pin(Strict):
     """Positions that are always taken: the first `sinks`, the last `window` (own token included), the last page.
 
-    `sink_pages` and `window_pages` count pages of the score's index; `classes` names token classes of the trace.
+    `sink_pages` and `window_pages` count pages of the score's index; `classes` names token classes of the trace;
+    `window_share` makes the window a share of the longest sequence, prompt and decode, of a KEEP clause.
     """
 
     sinks: Whole = 0
     window: Whole = 0
+    window_share: Share | None = None
     last_page: bool = False
     sink_pages: Whole = 0
     window_pages: Whole = 0
@@ -216,6 +218,14 @@ class Read(Selector):
         return self
 
     @model_validator(mode="after")
+    def _pins_are_of_tokens_that_stand(self) -> Read:
+        if self.pin.window_share is not None:
+            raise ValueError(
+                "found pin.window_share in read, expected it in keep, or a number of tokens, e.g. window: 64"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _certificate_is_of_this_query(self) -> Read:
         if self.certified and (self.lag != "none" or self.also or self.less):
             raise ValueError("found certify with lag, also or less, expected it alone: the proof is of this query")
@@ -260,7 +270,10 @@ Clock = Annotated[
 
 
 class Recover(Strict):
-    """Per head the first of several selectors that recovers a share of the prompt's attention."""
+    """Per head the first of several selectors that recovers a share of the prompt's attention.
+
+    Fractions in them are of the longest sequence, prompt and decode.
+    """
 
     recover: Share
     of: Annotated[tuple[Selector, ...], Field(min_length=1)]

@@ -25,16 +25,21 @@ class NoneRule(Strict):
 class Pyramid(Strict):
     """A budget that falls linearly with the layer, `tokens` on average; the last layer has 1 / `beta` of it.
 
-    PyramidKV's rule: min = tokens // beta, max = 2 tokens - min, step = (max - min) // (layers - 1).
+    PyramidKV's rule: min = tokens // beta, max = 2 tokens - min, step = (max - min) // (layers - 1). On a short prompt
+    max is what the prompt has outside the window, and below 2 tokens every layer has the same.
     """
 
     tokens: Count
     beta: Count = 20
 
-    def at(self, layer: int, layers: int) -> int:
-        """Return the budget of a layer."""
-        least = self.tokens // self.beta
-        most = 2 * self.tokens - least
+    def at(self, layer: int, layers: int, prompt: int | None = None, window: int = 0) -> int:
+        """Return the budget of a layer, for a prompt of so many tokens of which the last `window` are pinned."""
+        if prompt is not None and prompt < 2 * self.tokens:
+            return self.tokens
+        most = 2 * self.tokens - self.tokens // self.beta
+        if prompt is not None:
+            most = min(most, prompt - window)
+        least = 2 * self.tokens - most
         return most - layer * ((most - least) // max(1, layers - 1))
 
 
@@ -43,7 +48,7 @@ class Profile(Strict):
 
     profile: Annotated[tuple[Whole, ...], Field(min_length=1)]
 
-    def at(self, layer: int, layers: int) -> int:  # noqa: ARG002
+    def at(self, layer: int, layers: int, prompt: int | None = None, window: int = 0) -> int:  # noqa: ARG002
         """Return the budget of a layer."""
         return self.profile[min(layer, len(self.profile) - 1)]
 
@@ -75,7 +80,10 @@ class Above(Strict):
 
 
 class Margin(Strict):
-    """Take every unit whose score is at least the best score minus a constant, at most the fraction `most`."""
+    """Take every unit whose score is at least the best score minus a constant.
+
+    `most` limits what is read in all, pins included, to a fraction of the attended tokens.
+    """
 
     margin: Annotated[float, Field(strict=True, ge=0, le=1e6)]
     most: Share = 1.0

@@ -9,7 +9,9 @@ import numpy as np
 
 from ghostsim.config.policy import Add, Policy
 from ghostsim.config.scores import LshScore
+from ghostsim.policy.bases import sampled
 from ghostsim.policy.clusters import ClusterIndex
+from ghostsim.policy.cold import fitting_rows, pins_of
 from ghostsim.policy.costs import residual_tokens
 from ghostsim.policy.exact import Array, Block, Floats, scaled_products, softcapped, wide_sum
 from ghostsim.policy.formats import decoded, is_plain
@@ -75,7 +77,7 @@ class Reader:
             case "importance" | "renormalise" | "track" | "state":
                 pass
             case _:
-                extra, mass = self._estimated(block, notes, clusters)
+                extra, mass = self._estimated(block, reads, notes, clusters)
                 sums, total = sums + extra, total + mass
         return np.asarray(sums / np.maximum(total, _TINY)[..., None])
 
@@ -133,7 +135,8 @@ class Reader:
         score = self.policy.read.score
         assert isinstance(score, LshScore)
         size, pin = block.scores.shape[-1], self.policy.read.pin
-        keys = self.head.keys[:size] - self.head.keys[: self.head.context].mean(axis=0)
+        fit = fitting_rows(pins_of(self.policy), self.head.context)
+        keys = self.head.keys[:size] - sampled(self.head.keys[fit]).mean(axis=0)
         lengths = np.linalg.norm(block.queries, axis=2)[..., None] * np.linalg.norm(keys, axis=1)
         cosine = np.einsum("ngd,pd->ngp", block.queries, keys) / np.maximum(lengths, _TINY)
         drawn = sampling_probability(cosine.astype(np.float64), score.lsh)
@@ -142,15 +145,23 @@ class Reader:
             drawn[i, :, max(0, own + 1 - max(pin.window, 1)) :] = 1
         return np.where(reads[:, None, :], drawn, 1.0)
 
-    def _estimated(self, block: Block, notes: Notes, clusters: ClusterIndex | None) -> tuple[Floats, Floats]:
-        """Return the sums [n, g, d] and masses [n, g] of clusters that stand for their members."""
+    def _estimated(
+        self, block: Block, reads: Mask, notes: Notes, clusters: ClusterIndex | None
+    ) -> tuple[Floats, Floats]:
+        """Return the sums [n, g, d] and masses [n, g] of clusters that stand for their members, but for those read."""
         assert clusters is not None
         members = np.zeros((len(clusters.centres), self.values.shape[1]))
         np.add.at(members, clusters.labels, self.values[: len(clusters.labels)].astype(np.float64))
         scores = scaled_products(block.queries, clusters.centres, self.head.scale).astype(np.float64)
         weights = np.exp(softcapped(scores, self.head.softcap) - block.peak[..., None])
         weights = weights * np.stack(notes.zones)[:, None, :]
-        return weights @ members, weights @ clusters.sizes.astype(np.float64)
+        sums, mass = weights @ members, weights @ clusters.sizes.astype(np.float64)
+        for i, zone in enumerate(notes.zones):
+            pinned = np.flatnonzero(reads[i, : len(clusters.labels)] & zone[clusters.labels])
+            twice = weights[i][:, clusters.labels[pinned]]
+            sums[i] -= twice @ self.values[pinned].astype(np.float64)
+            mass[i] -= twice.sum(axis=1)
+        return sums, mass
 
 
 def served(stored: Sequence[Mask | None], size: int) -> list[Mask | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ghostsim.config.formats import Channels, Format, Fp16Format, Int, IntFormat, LowRank, Side, Sparse
-from ghostsim.config.policy import Estimate, Keep, Policy, Role, Selector
+from ghostsim.config.policy import Estimate, Keep, Pin, Policy, Role, Selector
 from ghostsim.config.scores import (
     BallScore,
     BoxScore,
@@ -28,6 +28,7 @@ from ghostsim.config.scores import (
 )
 from ghostsim.errors import ConfigError
 from ghostsim.plan.selection import IndexStage, Stream
+from ghostsim.policy.cold import pins_of
 
 FP16_BYTES = 2
 _NORM_BYTES = 2
@@ -96,6 +97,13 @@ class Part:
     role: Role
     exact_pins: bool
     """Whether pinned tokens have a copy in fp16: where the clause keeps anything outside HBM."""
+    cached: bool = False
+    """Whether tokens that were read stay in HBM."""
+
+    @property
+    def moves_all(self) -> bool:
+        """Whether the own token comes from outside with the others, for want of pins."""
+        return self.role == "cold" and not self.exact_pins
 
     def pinned_bytes(self, tokens: int, d: int) -> int:
         """Return the bytes of `tokens` pinned ones."""
@@ -114,18 +122,18 @@ class Part:
 def parts_of(policy: Policy) -> tuple[Part, ...]:
     """Return what moves separately: keys and values together where they have one role and one kind of form."""
     parts: list[Part] = []
+    pinned, caches = pins_of(policy).pin != Pin(), policy.read.cache is not None
     for i, keep in enumerate(policy.keep):
         k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
-        away = "cold" in roles
-        if roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format):
-            parts.append(Part(i, (k, v), roles[0], away))
-        else:
-            parts += [Part(i, (k,), roles[0], away), Part(i, (v,), roles[1], away)]
+        together = roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format)
+        copies = pinned and "cold" in roles
+        for sides, role in [((k, v), roles[0])] if together else [((k,), roles[0]), ((v,), roles[1])]:
+            parts.append(Part(i, sides, role, copies, caches and role == "cold"))
     return tuple(parts)
 
 
 def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
-    """Return the streams of a policy: for each part its pinned tokens, then its selected ones."""
+    """Return the streams of a policy: for each part its pinned tokens, its selected ones, and those in HBM before."""
     streams: list[Stream] = []
     for part in parts_of(policy):
         plain = all(isinstance(side, Fp16Format) for side in part.sides)
@@ -135,6 +143,7 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         far = Stream("read", "cold", part.clause, selected=True, record_bytes=size)
         copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
         streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role == "cold" else here]
+        streams += [here] * part.cached
     return tuple(streams)
 
 

@@ -112,7 +112,8 @@ def layout(policy: Policy, workload: Workload) -> Layout:
     """Lay out the rows: one per distinct (head, variant of the policy)."""
     found: list[Policy] = []
     number = np.empty(workload.unit_of.shape, dtype=np.int64)
-    layers = [variants.specialised(policy, layer, workload.shape.layers) for layer in range(workload.shape.layers)]
+    depth = workload.shape.layers
+    layers = [variants.specialised(policy, layer, depth, workload.context) for layer in range(depth)]
     full, classes = variants.head_profiles(policy, workload) if variants.by_head(policy) else (None, None)
     for place in np.ndindex(number.shape) if full is not None else ():
         assert full is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ghostsim.config.policy import Estimate, Policy
+from ghostsim.config.policy import Estimate, Pin, Policy
 from ghostsim.config.scores import ExactScore, Published, PublishedScore
 from ghostsim.errors import ConfigError
 from ghostsim.plan.selection import IndexStage
@@ -163,8 +163,12 @@ class Evaluation:
         row, s = self.cost_of[number], step.block.first + step.i
         if row is not None:
             records = stage.scanned(step.cold, step.begin, step.own, alive, first=number == 0)
-            self._charge(s, row, records)
+            self._charge(s, row, records + self._own_record(step, number))
         return step.offer
+
+    def _own_record(self, step: Step, number: int) -> int:
+        """Without pins the own token's record is looked at with the others."""
+        return int(number == 0 and self.pins.pin == Pin() and step.offer is not None and step.offer.units.sizes is None)
 
     def _charge(self, s: int, row: int, records: int) -> None:
         self.rows.scanned[row, s] = records
@@ -258,15 +262,18 @@ class Evaluation:
 
     def _stream(self, s: int, step: Step, mask: Mask, read: Mask) -> None:
         """Count the tokens that move in each way, and their bytes."""
-        d, fetched = self.head.keys.shape[1], self._fetched(step, read)
-        for p, part in enumerate(self.parts):
-            mine = step.served[part.clause]
-            pinned, selected, stored = self._shares(s, step, mask, fetched, mine)
+        d, fetched, row = self.head.keys.shape[1], self._fetched(step, read), 0
+        for part in self.parts:
+            pinned, selected, cached = self._shares(part, step, mask, fetched)
             # The newest tokens of an integer format with a residual are still in fp16, and among the selected ones.
-            sizes = (part.pinned_bytes(pinned, d), part.nbytes(selected, stored, d))
-            for row, (tokens, nbytes) in enumerate(zip((pinned, selected), sizes, strict=True), 2 * p):
-                self.rows.stream_tokens[row, s] = tokens
-                self.rows.stream_bytes[row, s] = nbytes
+            moved = [
+                (pinned, part.pinned_bytes(pinned, d)),
+                (selected, part.nbytes(selected, pinned + selected + cached, d)),
+                (cached, part.nbytes(cached, 0, d)),
+            ]
+            for tokens, nbytes in moved if part.cached else moved[:2]:
+                self.rows.stream_tokens[row, s], self.rows.stream_bytes[row, s] = tokens, nbytes
+                row += 1
 
     def _fetched(self, step: Step, read: Mask) -> Mask:
         """Return the cold tokens that are not in HBM already."""
@@ -276,19 +283,17 @@ class Evaluation:
             return read
         return self.residency.missing(step.cold.c0, read, step.offer)
 
-    def _shares(self, s: int, step: Step, mask: Mask, fetched: Mask, mine: Mask | None) -> tuple[int, int, int]:
-        """Return how many tokens of a part are pinned, selected (and not in HBM yet), and attended in all."""
-        c0, c1 = step.cold.c0, step.cold.c1
-        if mine is None:
-            selected = int(np.count_nonzero(fetched))
-            resident = 0 if self.resident is None else int(np.count_nonzero(self.resident[c0:c1] & mask[c0:c1]))
-            pinned = int(self.rows.hot_tokens[s]) + resident
-            return pinned, selected, int(self.rows.hot_tokens[s] + self.rows.read_tokens[s])
-        attended = mask & mine
-        selected = int(np.count_nonzero(fetched & mine[c0:c1]))
-        stored = int(np.count_nonzero(attended))
-        inside = int(np.count_nonzero(attended[c0:c1]))
-        return stored - inside, selected, stored
+    def _shares(self, part: Part, step: Step, mask: Mask, fetched: Mask) -> tuple[int, int, int]:
+        """Return how many tokens of a part are pinned, come from where it is stored, and were in HBM before."""
+        c0, c1, mine = step.cold.c0, step.cold.c1, step.served[part.clause]
+        attended = mask if mine is None else mask & mine
+        inside = attended[c0:c1]
+        resident = inside if self.resident is None else inside & self.resident[c0:c1]
+        pinned = int(np.count_nonzero(attended) - np.count_nonzero(inside))
+        pinned += 0 if self.resident is None else int(np.count_nonzero(resident))
+        selected = int(np.count_nonzero(fetched & inside))
+        cached = int(np.count_nonzero(attended)) - pinned - selected
+        return (0, pinned + selected, cached) if part.moves_all else (pinned, selected, cached)
 
     # --- comparing ---
 

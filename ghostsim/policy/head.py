@@ -70,12 +70,13 @@ class _Indexes:
 
 
 def _resident(policy: Policy, head: Head) -> Mask | None:
-    """Return the pages [positions] that are read whatever the query: those whose keys are least alike."""
+    """Return the pages [positions] that are read whatever the query: those outside the window with keys least alike."""
     score = policy.read.score
     if not isinstance(score, MeanScore) or not score.mean.outliers:
         return None
     mask, page = np.zeros(len(head.keys), dtype=bool), score.mean.page
-    for first in outlier_pages(head.keys[: head.context], page, score.mean.outliers).tolist():
+    pages = max(0, head.context // page - policy.read.pin.window_pages)
+    for first in outlier_pages(head.keys[: pages * page], page, score.mean.outliers).tolist():
         mask[first * page : (first + 1) * page] = True
     return mask
 

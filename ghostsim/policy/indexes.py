@@ -179,7 +179,7 @@ def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None 
     for rows in _chunks(n):
         moved = keys[rows] - origin
         projected = moved @ basis
-        stored[rows] = _half(projected) if codes is None else codes.encode(projected)
+        stored[rows] = half(projected) if codes is None else codes.encode(projected)
         if norms is not None:
             numbers = stored[rows].astype(keys.dtype)
             if codes is not None:
@@ -199,11 +199,12 @@ def build_chan(keys: Array, queries: Array, chan: Chan) -> TokenIndex:
     basis = np.eye(d)[:, channels]
     part = keys[:, channels]
     codes = None if chan.bits == 16 else fit_codes(sampled(part), chan.bits)
-    stored = _half(part) if codes is None else codes.encode(part)
+    stored = half(part) if codes is None else codes.encode(part)
     return TokenIndex(stored, codes, basis, None, 0.0, None)
 
 
-def _half(values: Array) -> npt.NDArray[np.float16]:
+def half(values: Array) -> npt.NDArray[np.float16]:
+    """Round to fp16; what is beyond its range becomes its largest number."""
     largest = np.finfo(np.float16).max
     return np.clip(values, -largest, largest).astype(np.float16)
 

@@ -92,8 +92,9 @@ def values_of(head: Head) -> Array:
 class Clause:
     """What one KEEP clause stores of one head, step by step."""
 
-    def __init__(self, keep: Keep, head: Head) -> None:
+    def __init__(self, keep: Keep, head: Head, *, of_longest: bool = False) -> None:
         self.keep, self.head = keep, head
+        self._of_longest = of_longest or keep.first is not None
         self.select = keep.select if keep.first is None else recovering(keep.first, keep.select, head)
         self.score = self.select.score
         self.everything = isinstance(self.select.rule, AllRule)
@@ -114,11 +115,20 @@ class Clause:
         self._kept = np.concatenate([mask, np.zeros(len(self.head.keys) - size, dtype=bool)])
         return mask
 
+    def _budget(self, there: int) -> int:
+        """Return the budget of a sequence of `there` tokens."""
+        return budget(self.select, len(self.head.keys) if self._of_longest else there)
+
+    @property
+    def _window(self) -> int:
+        pin = self.select.pin
+        return max(pin.window, int((pin.window_share or 0) * len(self.head.keys)))
+
     def _pinned(self, end: int, size: int) -> Mask:
         """Return the pins of a sequence of `end` tokens, in a mask of `size` positions."""
         pin, mask = self.select.pin, np.zeros(size, dtype=bool)
         mask[: min(pin.sinks, end)] = True
-        mask[max(0, end - pin.window) : end] = True
+        mask[max(0, end - self._window) : end] = True
         if pin.classes:
             mask[:end] |= np.isin(classes_of(self.head)[:end], pin.classes)
         return mask
@@ -130,7 +140,7 @@ class Clause:
         mask[own] = True
         if isinstance(self.select.rule, NoneRule):
             return mask
-        k, kept = budget(self.select, own + 1), self._kept
+        k, kept = self._budget(own + 1), self._kept
         free = ~mask
         free[own:] = False
         if kept is not None:
@@ -191,7 +201,7 @@ class Clause:
     def offer(self) -> tuple[Array, int] | None:
         """Return the scores [g, end] of the prompt before the window and the budget; None: everything stays."""
         prompt = self.head.context
-        k, end = budget(self.select, prompt), prompt - self.select.pin.window
+        k, end = self._budget(prompt), max(0, prompt - self._window)
         if end <= k or self.score is None:
             return None
         scores = np.array(prefill_scores(self.score, self.head, end)[:, :end])
@@ -325,6 +335,6 @@ def recovering(first: Recover, otherwise: Selector, head: Head) -> Selector:
     received /= received.sum()
     for select in first.of:
         plain = Keep.model_construct(every="prefill_end", select=select, first=None)
-        if received[Clause(plain, head).of_prompt()].sum() >= first.recover:
+        if received[Clause(plain, head, of_longest=True).of_prompt()].sum() >= first.recover:
             return select
     return otherwise

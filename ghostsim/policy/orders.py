@@ -17,8 +17,6 @@ from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
 from ghostsim.trace.rope import rotate
 
-_OFFSETS = 17
-
 
 @dataclass(frozen=True, eq=False)
 class FixedOrder:
@@ -72,13 +70,13 @@ def random_order(head: Head, random: Random) -> Floats:
 
 
 def trig_order(head: Head, trig: Trig) -> Floats:
-    """Return the mean score of each key for the mean query before rotation at distances up to `trig.offsets`.
+    """Return the mean score of each key for the mean query before rotation, at powers of two up to `trig.offsets`.
 
     Keys stay at their positions and the query moves on from the end of the prompt; scores are standardised per head.
     """
     rope, inv_freq = rotation(head)
     centre = unrotated_queries(head).mean(axis=0)
-    offsets = np.unique(np.geomspace(1, trig.offsets, _OFFSETS).astype(int))
+    offsets = 1 << np.arange(trig.offsets.bit_length())
     places = head.context + offsets
     asked = np.mean([rotate(centre, np.full(len(centre), p), inv_freq, rope) for p in places], axis=0)
     found = np.asarray(asked @ head.keys.astype(np.float64).T)

@@ -13,7 +13,7 @@ import numpy as np
 from ghostsim.config.scores import Ball, Box, Mean, Subspaces
 from ghostsim.errors import ConfigError
 from ghostsim.policy.exact import Array, Block, Floats, softcapped
-from ghostsim.policy.indexes import Claim, rounded_up, unit_roundoff
+from ghostsim.policy.indexes import Claim, half, rounded_up, unit_roundoff
 from ghostsim.policy.units import Units, page_units
 from ghostsim.trace.compose import Head
 
@@ -142,7 +142,7 @@ def build_subspaces(keys: Array, subspaces: Subspaces) -> PageIndex:
         raise ConfigError(f"subspaces.parts: found {parts}, expected a divisor of head_dim {d}, e.g. 8")
 
     def summarise(pages: Array) -> Array:
-        centre = pages.mean(axis=1).astype(np.float16).astype(pages.dtype)
+        centre = half(pages.mean(axis=1)).astype(pages.dtype)
         away = (pages - centre[:, None]).reshape(*pages.shape[:2], parts, d // parts)
         gamma = unit_roundoff(d + parts, pages.dtype)
         size = _norms(centre.reshape(len(pages), parts, -1))

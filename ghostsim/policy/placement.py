@@ -250,11 +250,9 @@ class _Program:
         )  # fmt: skip
 
     def _landed(self) -> Ints:
-        """Return the bytes of the tokens that are attended from HBM after they came from their tier, now or before."""
-        fetched = self.sizes.fetched
-        if not self.apart:
-            return np.zeros_like(fetched.nbytes.sum(axis=0))
-        return np.asarray(self.sizes.read.sum(axis=0) * fetched.record_bytes)
+        """Return the bytes of the tokens that are attended from HBM after they came from their tier."""
+        landed = self.sizes.fetched.nbytes.sum(axis=0)
+        return np.asarray(landed if self.apart else np.zeros_like(landed))
 
     # --- arithmetic ---
 

@@ -95,7 +95,7 @@ def take(stage: Stage, offer: Offer) -> Taken:
         shifted, mass = exponentials(offer.scores, offer.cold)
         taken = certified_read(selector.rule, shifted, mass, offer.cold, units, offer.alive, offer.gone)
         return Taken(taken, units.spread(taken), mass)
-    taken = ranked(selector, _reducible(selector, offer.scores))
+    taken = ranked(selector, _reducible(selector, offer.scores), _most(selector, offer))
     return Taken(taken, units.spread(taken))
 
 
@@ -106,26 +106,36 @@ def take_together(selector: Selector, offers: Sequence[Offer]) -> list[Taken]:
         every = [np.full(offer.cold.size, isinstance(selector.rule, AllRule)) for offer in offers]
         return [Taken(mask, mask) for mask in every]
     if selector.together == "count":
-        masks = _counted(selector, scores)
+        masks = _counted(selector, scores, _most(selector, offers[0]))
     elif selector.together == "set":
-        masks = [ranked(selector, np.concatenate(scores))] * len(scores)
+        masks = [ranked(selector, np.concatenate(scores), _most(selector, offers[0]))] * len(scores)
     else:
         masks = chosen_together(selector, scores, _budget(selector, scores[0].shape[1]))
     return [Taken(mask, offer.units.spread(mask)) for mask, offer in zip(masks, offers, strict=True)]
 
 
-def _counted(selector: Selector, scores: Sequence[Array]) -> list[Mask]:
-    """Let every query head take as many as all would take on average (InfiniGen)."""
-    alone = [np.count_nonzero(_each(selector, row)) for part in scores for row in part]
-    k = int(np.mean(alone))
+def _counted(selector: Selector, scores: Sequence[Array], most: int) -> list[Mask]:
+    """Let every query head take as many as all would take on average, at most `most` (InfiniGen)."""
+    alone = [np.count_nonzero(_near(selector, row)) for part in scores for row in part]
+    k = min(int(np.mean(alone)), most)
     return [np.asarray(np.stack([take_top(row, k) for row in part]).any(axis=0)) for part in scores]
 
 
-def _each(selector: Selector, row: Array) -> Mask:
+def _near(selector: Selector, row: Array) -> Mask:
+    """Return the units of one query within the margin of its best."""
     assert isinstance(selector.rule, Margin)
-    near = row >= row.max(initial=-np.inf) - selector.rule.margin
-    most = int(selector.rule.most * len(row))
-    return take_top(row, most) if np.count_nonzero(near) > most else near & np.isfinite(row)
+    return np.asarray((row >= row.max(initial=-np.inf) - selector.rule.margin) & np.isfinite(row))
+
+
+def _most(selector: Selector, offer: Offer) -> int:
+    """Return how many units a margin may take: a share of the attended tokens less the pinned ones."""
+    if not isinstance(selector.rule, Margin):
+        return offer.units.count
+    if offer.units.sizes is not None:
+        return int(selector.rule.most * offer.units.count)
+    cold = offer.cold
+    attended = int(cold.block.positions[cold.step] + 1 - cold.block.begins[cold.step])
+    return max(0, int(selector.rule.most * attended) - (attended - cold.size))
 
 
 def _reducible(selector: Selector, scores: Array | None) -> Array:
@@ -142,8 +152,8 @@ def _budget(selector: Selector, n: int) -> int:
     return budget(selector, n) - (1 if selector.pin.last_page else 0)
 
 
-def ranked(selector: Selector, scores: Array) -> Mask:
-    """Return the units [n] that a rule takes by `scores` [g, n]."""
+def ranked(selector: Selector, scores: Array, most: int) -> Mask:
+    """Return the units [n] that a rule takes by `scores` [g, n]; a margin takes at most `most` per query."""
     match selector.rule:
         case TopK() | TopFrac():
             return agreed_top(scores, _budget(selector, scores.shape[1]), selector.reduce)
@@ -152,7 +162,8 @@ def ranked(selector: Selector, scores: Array) -> Mask:
             return np.asarray(agreed >= theta)
         case Margin():
             agreed = scores if selector.reduce == "any" else combined(scores, selector.reduce)[None]
-            return np.asarray(np.stack([_each(selector, row) for row in agreed]).any(axis=0))
+            nearest = [take_top(np.where(_near(selector, row), row, -np.inf), most) for row in agreed]
+            return np.asarray(np.stack(nearest).any(axis=0))
         case NoneRule():
             return np.zeros(scores.shape[1], dtype=bool)
     raise AssertionError(selector.rule)

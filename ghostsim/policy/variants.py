@@ -19,21 +19,23 @@ _ALL = AllRule.model_validate({"all": {}})
 _STEPS = 16
 
 
-def specialised(policy: Policy, layer: int, layers: int) -> Policy:
-    """Return the policy as it is in one layer of a target model of `layers` layers."""
-    keeps = tuple(
-        clause.model_copy(update={"select": _selector(clause.select, layer, layers)}) for clause in policy.keep
-    )
-    return policy.model_copy(update={"keep": keeps, "read": _selector(policy.read, layer, layers)})
+def specialised(policy: Policy, layer: int, layers: int, prompt: int | None = None) -> Policy:
+    """Return the policy as it is in one layer of a target model of `layers` layers, for a prompt of so many tokens."""
+
+    def change(selector: Selector) -> Selector:
+        return _selector(selector, layer, layers, prompt)
+
+    keeps = tuple(clause.model_copy(update={"select": change(clause.select)}) for clause in policy.keep)
+    return policy.model_copy(update={"keep": keeps, "read": change(policy.read)})
 
 
-def _selector(selector: Selector, layer: int, layers: int) -> Selector:
+def _selector(selector: Selector, layer: int, layers: int, prompt: int | None) -> Selector:
     """Return a selector with its budget as a number; a dense layer takes everything."""
     if selector.layers.exempt(layer, layers):
         return everything(selector)
     rule = selector.rule
     if isinstance(rule, TopK) and not isinstance(rule.topk, int):
-        rule = TopK(topk=rule.topk.at(layer, layers))
+        rule = TopK(topk=rule.topk.at(layer, layers, prompt, selector.pin.window))
     return selector.model_copy(update={"rule": rule, "layers": Layers()})
 
 

@@ -170,7 +170,7 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
         policy=policy.name,
         budget=budget,
         index=per_step(selection.scan_bytes.sum(axis=0)),
-        hbm=per_step(selection.stream_bytes[~far].sum(axis=0) + _held(policy, selection)),
+        hbm=per_step(selection.stream_bytes[~far].sum(axis=0)),
         fetched=per_step(selection.stream_bytes[far].sum(axis=0)),
         migrate=per_step(selection.state_bytes),
         lost_mean=_mean(selection.lost_mass, weights),
@@ -179,18 +179,6 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
         error_mean=None if error is None else _mean(error, weights),
         error_max=None if error is None else float(error.max()),
     )
-
-
-def _held(policy: Policy, selection: Selection) -> npt.NDArray[np.int64]:
-    """Return the bytes [U, S] that attention takes from a policy's cache in HBM: no stream fetches them."""
-    total = np.zeros_like(selection.attended)
-    if policy.read.cache is None or len(policy.keep) > 1:
-        return total
-    attended = selection.hot_tokens + selection.read_tokens
-    for pinned in range(0, len(selection.streams), 2):
-        hits = attended - selection.stream_tokens[pinned] - selection.stream_tokens[pinned + 1]
-        total += hits * selection.streams[pinned + 1].record_bytes
-    return total
 
 
 def _mean(values: Floats, weights: npt.NDArray[np.int64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,25 @@ import yaml
 
 from ghostsim import bundled
 from ghostsim.config.policy import Policy
+from ghostsim.policy.costs import index_stages, streams_of
 from ghostsim.policy.head import evaluate_head
-from ghostsim.policy.variants import specialised
+from ghostsim.policy.variants import by_head, for_head, specialised
 from ghostsim.trace.compose import Head
 
 LAYERS, KV_HEADS, HEAD_DIM, N = 32, 8, 128, 131072
-GOLDEN = {  # index, KV
-    "full": (0, 17179869184),
-    "int4": (0, 4563402752),
-    "streaming_llm": (0, 262668288),
-    "h2o": (0, 268435456),
-    "snapkv": (0, 268566528),
-    "quest": (1006632960, 1325400064),
+GOLDEN = {  # index, KV from HBM, KV over the link
+    "full": (0, 17179869184, 0),
+    "kivi": (0, 3224633344, 0),
+    "int4": (0, 4563402752, 0),
+    "streaming_llm": (0, 262668288, 0),
+    "h2o": (0, 268435456, 0),
+    "snapkv": (0, 268566528, 0),
+    "duoattention": (0, 8610906112, 0),
+    "quest": (1006632960, 1325400064, 0),
+    "arkvale": (536870912, 150994944, 0),
+    "infinigen": (1664299728, 0, 3865419776),
+    "retroinfer": (661389312, 8912896, 308281344),
+    "shadowkv": (1070333952, 222298112, 134217728),
 }
 
 
@@ -31,16 +39,19 @@ def head():
     rng = np.random.default_rng(7)
     query = rng.standard_normal((1, 1, HEAD_DIM), dtype=np.float32)
     prompt = rng.standard_normal((32, 1, HEAD_DIM), dtype=np.float32)
+    keys = rng.standard_normal((N, HEAD_DIM), dtype=np.float32)
+    keys[:16] = -query[0, 0]  # the cluster that shares members with the sinks is never among the best
+    queries = query.repeat(4, axis=1)
     return Head(
         request=0,
         kept_layer=0,
         kv_head=0,
         context=N - 1,
-        keys=rng.standard_normal((N, HEAD_DIM), dtype=np.float32),
-        queries=query.repeat(4, axis=1),
+        keys=keys,
+        queries=queries,
         prompt_queries=prompt.repeat(4, axis=1),
         values=None,
-        q_ahead=None,
+        q_ahead=queries,
         scale=HEAD_DIM**-0.5,
         softcap=None,
         window=None,
@@ -52,33 +63,56 @@ def load(name: str) -> Policy:
     return Policy.model_validate(yaml.safe_load(file.read_text()))
 
 
-def step_bytes(policy: Policy, head: Head) -> tuple[int, int]:
-    """Return (index bytes, KV bytes) of one step over all layers and KV heads."""
-    index = kv = 0
-    rows = {}
+def one_pair(policy: Policy, head: Head) -> tuple[int, int, int]:
+    """Return the bytes of the last step of one KV head: index, KV from HBM, KV over the link."""
+    rows = evaluate_head(policy, head)
+    moved = dict.fromkeys(("hbm", "link"), 0)
+    for stream, nbytes in zip(streams_of(policy, HEAD_DIM), rows.stream_bytes[:, -1].tolist(), strict=True):
+        moved["link" if stream.op == "read" else "hbm"] += nbytes
+    return int(rows.scan_bytes[:, -1].sum()), moved["hbm"], moved["link"]
+
+
+def step_bytes(policy: Policy, head: Head) -> tuple[int, int, int]:
+    """Return the bytes of one step over all layers and KV heads; of heads that differ, half are full ones."""
+    found, total = {}, np.zeros(3, dtype=np.int64)
     for layer in range(LAYERS):
-        variant = specialised(policy, layer, LAYERS)
-        key = variant.model_dump_json()
-        if key not in rows:
-            rows[key] = evaluate_head(variant, head)
-        index += KV_HEADS * int(rows[key].scan_bytes[:, 0].sum())
-        kv += KV_HEADS * int(rows[key].stream_bytes[:, 0].sum())
-    return index, kv
+        variant = specialised(policy, layer, LAYERS, head.context)
+        halves = [for_head(variant, full=full, head_class="local") for full in (True, False)]
+        for each in halves if by_head(variant) else [variant] * 2:
+            key = each.model_dump_json()
+            found[key] = found.get(key) or one_pair(each, head)
+            total += KV_HEADS // 2 * np.array(found[key])
+    return tuple(total.tolist())
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
+@pytest.fixture
+def even_clusters(monkeypatch):
+    """Let every 16 neighbours be a cluster: the table counts clusters of exactly 16."""
+    monkeypatch.setattr("ghostsim.policy.clusters.spherical_kmeans", lambda keys, _k, _n: np.arange(len(keys)) // 16)
+
+
+@pytest.mark.usefixtures("even_clusters")
+@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"arkvale"}))
 def test_step_moves_the_golden_bytes(name, head):
     assert step_bytes(load(name), head) == GOLDEN[name]
 
 
+def test_arkvale_attends_its_pages_in_hbm_once_they_are_there(head):
+    """The second of two steps with one query recalls nothing; the first recalls all 32 pages."""
+    twice = replace(head, context=N - 2, queries=head.queries.repeat(2, axis=0))
+    assert step_bytes(load("arkvale"), twice) == GOLDEN["arkvale"]
+    _, near, far = step_bytes(load("arkvale"), head)
+    assert near + far == GOLDEN["arkvale"][1]
+    assert far == 32 * 32 * 512 * LAYERS * KV_HEADS
+
+
 def test_h2o_rewrites_its_score_state(head):
-    policy = load("h2o")
-    stored = int(evaluate_head(policy, head).stored_tokens[0])
-    assert stored * policy.keep[0].state * LAYERS * KV_HEADS == 2097152
+    rows = evaluate_head(load("h2o"), head)
+    assert int(rows.state_bytes[0]) * LAYERS * KV_HEADS == 2097152
 
 
 @pytest.mark.parametrize(("dims", "index"), [(32, 1105199104), (16, 585105408)])
-def test_ghostkv_sketch_scans_the_golden_bytes(dims, index, head):
+def test_ghostkv_sketch_moves_the_golden_bytes(dims, index, head):
     """R = 2 % of the cold tokens outside a hot window of 4,096, as a topfrac rule."""
     policy = Policy.model_validate(
         {
@@ -92,6 +126,5 @@ def test_ghostkv_sketch_scans_the_golden_bytes(dims, index, head):
             },
         }
     )
-    scanned, kv = step_bytes(policy, head)
-    hot = 4096 * 512 * LAYERS * KV_HEADS
-    assert (scanned, hot, kv - hot) == (index, 536870912, 332791808)
+    assert [stage.nbytes(1) for stage in index_stages(policy, HEAD_DIM)] == [dims + 2]
+    assert step_bytes(policy, head) == (index, 536870912, 332791808)

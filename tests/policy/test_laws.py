@@ -11,10 +11,29 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ghostsim.errors import ConfigError
+from ghostsim.policy.costs import index_stages, streams_of
 from ghostsim.policy.head import evaluate_head
 
 SCORES = st.sampled_from(
-    [{"exact": {}}, {"qkeys": {"bits": 4}}, {"sketch": {"dims": 4}}, {"box": {"page": 4}}, {"published": {"dims": 4}}]
+    [
+        {"exact": {}},
+        {"qkeys": {"bits": 4}},
+        {"sketch": {"dims": 4}},
+        {"sketch": {"dims": 4, "residual": "none", "basis": "symmetric", "centred": True}},
+        {"box": {"page": 4}},
+        {"box": {"page": 4, "spread": "mean"}},
+        {"mean": {"page": 4}},
+        {"ball": {"page": 4}},
+        {"subspaces": {"page": 4, "parts": 2}},
+        {"centroid": {"tokens": 6, "rounds": 2}},
+        {"chan": {"share": 0.5}},
+        {"lsh": {"bits": 2, "tables": 6}},
+        {"graph": {}},
+        {"lightning": {}},
+        {"random": {}},
+        {"norm": {}},
+        {"published": {"dims": 4}},
+    ]
 )
 RULES = st.sampled_from([{"topk": 12}, {"topfrac": 0.3}, {"above": 0.0}, {"margin": 2.0}])
 KEEPS = st.sampled_from(
@@ -30,12 +49,11 @@ KEEPS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 999), score=SCORES, rule=RULES, keep=KEEPS, window=st.sampled_from([None, 40]))
 def test_reads_are_stored_and_mass_adds_up(make_policy, random_head, seed, score, rule, keep, window):
     head = replace(random_head(np.random.default_rng(seed), 64, 4, 8, 2.0), window=window)
-    unit = "page" if "box" in score else "token"
-    rows = evaluate_head(make_policy({"rule": rule, "score": score, "unit": unit}, keep), head)
+    rows = evaluate_head(make_policy({"rule": rule, "score": score}, keep), head)
     everything = evaluate_head(make_policy({"rule": "all"}, keep), head)
     for s in range(4):
         read, stored = set(rows.positions(s).tolist()), set(everything.positions(s).tolist())
@@ -69,6 +87,86 @@ def test_a_group_reads_the_union_of_its_heads(make_policy, random_head, seed):
     assert (both.sets == apart[0].sets | apart[1].sets).all()
     for j in range(2):
         assert (both.lost_mass[:, j] <= apart[j].lost_mass[:, 0] + 1e-15).all()
+
+
+BOUNDS = st.sampled_from(
+    [
+        {"exact": {}},
+        {"qkeys": {"bits": 4}},
+        {"sketch": {"dims": 4, "centred": True}},
+        {"box": {"page": 4}},
+        {"ball": {"page": 8}},
+        {"subspaces": {"page": 4, "parts": 4}},
+        {"centroid": {"tokens": 6, "rounds": 2, "radius": True}},
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 999),
+    first=BOUNDS,
+    second=BOUNDS,
+    rules=st.tuples(RULES, RULES),
+    completion=st.sampled_from(["renormalise", "track", "add_bound"]),
+)
+def test_refinement_reads_less_and_scans_survivors_only(
+    make_policy, random_head, seed, first, second, rules, completion
+):
+    head = random_head(np.random.default_rng(seed), 64, 3, 8, 2.0)
+    read = {"rule": rules[0], "score": first, "pin": {"sinks": 2, "window": 4}, "completion": completion}
+    alone, refined = (
+        evaluate_head(make_policy(each), head)
+        for each in (read, read | {"then": [{"rule": rules[1], "score": second}]})
+    )
+    assert not (refined.sets & ~alone.sets).any()
+    assert (refined.scanned[0] == alone.scanned[0]).all()
+    assert (refined.scanned[1] <= alone.read_tokens).all()
+    assert (refined.lost_mass >= alone.lost_mass - 1e-15).all()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 999), score=SCORES, rule=RULES, role=st.sampled_from(["hot", "cold"]), pinned=st.booleans())
+def test_bytes_are_those_of_stages_and_streams(make_policy, random_head, seed, score, rule, role, pinned):
+    head = random_head(np.random.default_rng(seed), 64, 3, 8, 2.0)
+    read = {"rule": rule, "score": score, "pin": {"sinks": 2, "window": 4} if pinned else {}}
+    policy = make_policy(read, {"select": "all", "role": role})
+    rows = evaluate_head(policy, head)
+    for stage, scanned, nbytes in zip(index_stages(policy, 8), rows.scanned, rows.scan_bytes, strict=True):
+        assert nbytes.tolist() == [stage.nbytes(int(records)) for records in scanned]
+    streams = streams_of(policy, 8)
+    assert (rows.stream_tokens.sum(axis=0) == rows.hot_tokens + rows.read_tokens).all()
+    assert (rows.stream_bytes.sum(axis=0) == 32 * (rows.hot_tokens + rows.read_tokens)).all()
+    near = sum(counts for stream, counts in zip(streams, rows.stream_tokens, strict=True) if stream.op == "attend")
+    if role == "cold":
+        assert (near == (rows.hot_tokens if pinned else 0)).all()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 999),
+    role=st.sampled_from(["hot", "cold"]),
+    form=st.sampled_from(["fp16", {"int": {"group": 8}}]),
+)
+def test_reading_all_loses_nothing(make_policy, random_head, seed, role, form):
+    head = random_head(np.random.default_rng(seed), 64, 3, 8, 2.0)
+    rows = evaluate_head(make_policy({"rule": "all"}, {"select": "all", "role": role, "format": form}), head)
+    assert not rows.lost_mass.any()
+    assert (rows.hot_tokens + rows.read_tokens == rows.attended).all()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 999), tokens=st.integers(1, 80), by=st.sampled_from(["lru", "score"]))
+def test_a_cache_changes_where_tokens_come_from_and_not_which(make_policy, random_head, seed, tokens, by):
+    head = random_head(np.random.default_rng(seed), 64, 6, 8, 1.0)
+    read = {"rule": {"topk": 20}, "score": "exact", "pin": {"window": 4}}
+    keep = {"select": "all", "role": "cold"}
+    plain = evaluate_head(make_policy(read, keep), head)
+    cached = evaluate_head(make_policy(read | {"cache": {"tokens": tokens, "by": by}}, keep), head)
+    assert (plain.sets == cached.sets).all()
+    assert (cached.stream_tokens[1] + cached.stream_tokens[2] == plain.stream_tokens[1]).all()
+    assert cached.stream_tokens[2, 0] == 0
+    assert (cached.stream_tokens[2] <= tokens).all()
 
 
 def test_ties_go_to_the_lower_position(make_policy, random_head):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,15 +19,54 @@ SOUND = {
     "sketch_pca": {"sketch": {"dims": 4, "bits": 8}},
     "sketch_random": {"sketch": {"dims": 4, "bits": 4, "basis": "random"}},
     "sketch_fp16": {"sketch": {"dims": 8, "bits": 16}},
+    "sketch_centred": {"sketch": {"dims": 4, "centred": True, "basis": "symmetric"}},
+    "sketch_query": {"sketch": {"dims": 4, "bits": 2, "basis": "query"}},
+    "sketch_summed": {"sketch": {"dims": 4, "basis": "summed"}},
     "box": {"box": {"page": 4}},
+    "ball": {"ball": {"page": 4}},
+    "subspaces": {"subspaces": {"page": 4, "parts": 4}},
+    "centroid": {"centroid": {"tokens": 6, "rounds": 3, "radius": True}},
     "exact": {"exact": {}},
+}
+QKEYS = {"rule": {"certify": 0.002}, "score": {"qkeys": {"bits": 4}}}
+
+
+def stage(page, form="one_pass"):
+    return {"rule": {"certify": 0.004, "form": form}, "score": {"ball": {"page": page}}}
+
+
+CASCADES = {
+    "ball_then_qkeys": [stage(4), QKEYS],
+    "three_levels": [stage(16), stage(4), QKEYS],
+    "all_staged": [stage(16, "staged"), stage(4, "staged"), QKEYS],
+    "clusters_then_sketch": [
+        {"rule": {"certify": 0.004}, "score": SOUND["centroid"]},
+        {"rule": {"certify": 0.004}, "score": {"sketch": {"dims": 4}}},
+    ],
+    "flat_then_exact": [stage(4, "flat"), {"rule": {"certify": 0.002}, "score": {"exact": {}}}],
 }
 
 
 def certify(make_policy, score, form="staged", eps=0.01):
-    unit = "page" if "box" in score else "token"
     pin = {"sinks": 2, "window": 4}
-    return make_policy({"rule": {"certify": eps, "form": form}, "score": score, "unit": unit, "pin": pin})
+    return make_policy({"rule": {"certify": eps, "form": form}, "score": score, "pin": pin})
+
+
+def cascade(make_policy, name):
+    first, *then = CASCADES[name]
+    return make_policy(first | {"pin": {"sinks": 2, "window": 4}, "then": then})
+
+
+def make_adversarial(head):
+    """Late keys outside the fitted range, outliers, zero and huge rows, and queries along the error."""
+    head.keys[80:] *= 1000
+    head.keys[10] = 0
+    head.keys[20] = 60000
+    head.keys[30, 3] = -1e6
+    head.queries[0, 0] = 0
+    head.queries[1, 0] = head.keys[20] / 1e4
+    head.queries[2] = head.keys[40]
+    return head
 
 
 def assert_sound(rows, eps):
@@ -54,15 +95,7 @@ def test_bounds_and_certificates_hold_on_random_vectors(
 
 @pytest.mark.parametrize("name", sorted(SOUND))
 def test_bounds_hold_on_adversarial_vectors(make_policy, random_head, name):
-    """Late keys outside the fitted range, outliers, zero and huge rows, and queries along the error."""
-    head = random_head(np.random.default_rng(5), 80, 4, 16, 1.0, np.float32)
-    head.keys[80:] *= 1000
-    head.keys[10] = 0
-    head.keys[20] = 60000
-    head.keys[30, 3] = -1e6
-    head.queries[0, 0] = 0
-    head.queries[1, 0] = head.keys[20] / 1e4
-    head.queries[2] = head.keys[40]
+    head = make_adversarial(random_head(np.random.default_rng(5), 80, 4, 16, 1.0, np.float32))
     rows = evaluate_head(certify(make_policy, SOUND[name]), head)
     assert not rows.violations.any()
     assert (rows.certified_mass >= rows.lost_mass).all()
@@ -73,6 +106,32 @@ def test_bounds_hold_on_adversarial_vectors(make_policy, random_head, name):
 @pytest.mark.parametrize("name", sorted(SOUND))
 def test_bounds_hold_on_recorded_vectors(make_policy, cut, name, softcap):
     assert_sound(evaluate_head(certify(make_policy, SOUND[name]), cut(tokens=2000, steps=4, softcap=softcap)), 0.01)
+
+
+@pytest.mark.parametrize("name", sorted(CASCADES))
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0.0, 0.1, 1.0, 8.0]), single=st.booleans())
+def test_certificates_of_cascades_hold(make_policy, random_head, name, seed, spread, single):
+    policy = cascade(make_policy, name)
+    head = random_head(np.random.default_rng(seed), 80, 4, 16, spread, np.float32 if single else np.float64)
+    assert_sound(evaluate_head(policy, head), policy.read.eps)
+    rows = evaluate_head(policy, make_adversarial(head))
+    assert not rows.violations.any()
+    assert (rows.certified_mass >= rows.lost_mass).all()
+
+
+@pytest.mark.parametrize("frame", [1, 7, 16, 4096])
+@pytest.mark.parametrize("single", [True, False])
+def test_bounds_of_page_local_frames_hold(make_policy, cut, frame, single):
+    head = cut(tokens=700, steps=4)
+    if single:
+        head = replace(head, keys=head.keys.astype(np.float32), queries=head.queries.astype(np.float32))
+    score = {"sketch": {"dims": 16, "bits": 8, "frame": frame}}
+    assert_sound(evaluate_head(certify(make_policy, score), head), 0.01)
+    head.keys[500:] *= 50
+    rows = evaluate_head(certify(make_policy, score), head)
+    assert not rows.violations.any()
+    assert (rows.certified_mass >= rows.lost_mass).all()
 
 
 def test_published_bound_is_violated_by_a_third_of_the_tokens(shipped, natural):

@@ -1,11 +1,11 @@
 """Trains the small causal transformer that the shipped traces are recorded of.
 
-    python traces/model/corpus.py CORPUS
-    python traces/model/train.py CORPUS OUT
+    python traces/docs_5m/corpus.py CORPUS
+    python traces/docs_5m/train.py CORPUS OUT
 
 The model in this folder had 14.0 M tokens without QK-clip, and then 2.4 M with it:
 
-    python traces/model/train.py CORPUS OUT --init FIRST --tokens 2400000 --rate 0.4
+    python traces/docs_5m/train.py CORPUS OUT --init FIRST --tokens 2400000 --rate 0.4
 
 Llama's architecture (RMSNorm, SwiGLU, RoPE, grouped-query attention with heads of 128) over a small byte-level BPE,
 with a curriculum of growing contexts. A share of the rows repeats passages, asks for planted facts or is a server log,

@@ -1,7 +1,7 @@
 """Collects the training text from installed Debian packages, all of it under permissive licences.
 
     apt-get install python3.11-doc libpython3.11-stdlib postgresql-doc-15 sqlite3-doc jargon-text
-    python traces/model/corpus.py CORPUS
+    python traces/docs_5m/corpus.py CORPUS
 
 writes CORPUS/train/*.txt and CORPUS/heldout/*.txt. Documents are held out by a hash of their name, and some by name
 because traces are recorded of them.

@@ -1,7 +1,7 @@
 """Records the shipped traces: the model of this folder over documents that it was not trained on.
 
-python traces/model/corpus.py CORPUS
-python traces/model/record.py CORPUS OUT [--model traces/model]
+python traces/docs_5m/corpus.py CORPUS
+python traces/docs_5m/record.py CORPUS OUT [--model traces/docs_5m]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHIPPED = {
         "postgresql.app-psql", "manual page of psql (postgresql-doc-15 of Debian 12)", "PostgreSQL", {"q_prompt": 64}
     ),
     "code_4k": Shipped("stdlib.tarfile", "tarfile.py (libpython3.11-stdlib of Debian 12)", "PSF-2.0", {"q_prompt": 64}),
-    "logs_4k": Shipped("log", "server log drawn by traces/model/tasks.py, seed 10000", "Apache-2.0", {"q_prompt": 64}),
+    "logs_4k": Shipped("log", "server log drawn by traces/docs_5m/tasks.py, seed 10000", "Apache-2.0", {"q_prompt": 64}),
     "facts_4k": Shipped(
         "python.library.socket",
         f"{FACTS} invented facts stated and asked in the page on socket ({PYTHON})",

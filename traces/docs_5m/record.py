@@ -39,7 +39,9 @@ SHIPPED = {
         "postgresql.app-psql", "manual page of psql (postgresql-doc-15 of Debian 12)", "PostgreSQL", {"q_prompt": 64}
     ),
     "code_4k": Shipped("stdlib.tarfile", "tarfile.py (libpython3.11-stdlib of Debian 12)", "PSF-2.0", {"q_prompt": 64}),
-    "logs_4k": Shipped("log", "server log drawn by traces/docs_5m/tasks.py, seed 10000", "Apache-2.0", {"q_prompt": 64}),
+    "logs_4k": Shipped(
+        "log", "server log drawn by traces/docs_5m/tasks.py, seed 10000", "Apache-2.0", {"q_prompt": 64}
+    ),
     "facts_4k": Shipped(
         "python.library.socket",
         f"{FACTS} invented facts stated and asked in the page on socket ({PYTHON})",

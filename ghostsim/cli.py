@@ -362,7 +362,10 @@ def frontier(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Set what policies lose on a recorded trace against the bytes that they move, beside an oracle."""
+    """Set what policies lose against what they move.
+
+    Every policy of the library on one recorded trace, each at several budgets, beside an oracle.
+    """
     from ghostsim.config.catalogue import files
     from ghostsim.config.load import load_policy
     from ghostsim.report.frontier_page import frontier_text, heading, write_frontier_report
@@ -477,7 +480,10 @@ def list_(
     all_: Annotated[bool, typer.Option("--all", help="Also systems that no policy file can express, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what is bundled; policies with their family and how close they are to the published system."""
+    """List what is bundled.
+
+    Policies with their family and how close they are to the published system.
+    """
     from ghostsim.config.catalogue import names
 
     entries = names(kind) + (_outside() if all_ and kind == "policies" else [])

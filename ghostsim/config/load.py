@@ -253,7 +253,7 @@ def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:
 
 def load_outside() -> Loaded[Outside]:
     """Load the systems of the literature that no policy file can express."""
-    return cast(Loaded[Outside], _load("outside", folder("scenarios") / "policies_outside.yaml", ()))
+    return cast(Loaded[Outside], _load("outside", folder("scenarios") / "outside" / "policies.yaml", ()))
 
 
 def load_sweep(name: str | Path) -> Loaded[Sweep]:

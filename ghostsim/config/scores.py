@@ -191,9 +191,10 @@ class Sketch(Strict):
 
     @property
     def plain(self) -> bool:
-        """Whether it is a projection with one error norm."""
+        """Whether it is an estimate, or codes with one error norm that meets the whole query."""
         special = self.blocks > 1 or self.form != "one" or self.integer or self.frame or self.anchor
-        return not special and self.basis not in ("gaussian", "planes")
+        outside = self.bits == 16 and self.residual == "single"
+        return not special and not outside and self.basis not in ("gaussian", "planes")
 
     def record_bytes(self, d: int) -> float:
         """Return the bytes of a token's record at `d` channels."""

@@ -98,14 +98,14 @@ def test_list_all_adds_what_is_outside_and_why(ghostsim, tmp_path):
     )
     added = whole[len(plain) :]
     assert whole[: len(plain)] == plain
-    path = bundled.folder("scenarios") / "policies_outside.yaml"
+    path = bundled.folder("scenarios") / "outside" / "policies.yaml"
     assert {each["name"]: each["summary"] for each in added} == yaml.safe_load(path.read_text())["systems"]
     assert {each["kind"] for each in added} == {"outside"}
     assert all(set(each) == {"name", "kind", "path", "summary"} for each in added)
 
 
 def test_the_file_of_outside_systems_is_strict(ghostsim, refused, tmp_path):
-    assert ghostsim("validate", bundled.folder("scenarios") / "policies_outside.yaml", cwd=tmp_path).returncode == 0
+    assert ghostsim("validate", bundled.folder("scenarios") / "outside" / "policies.yaml", cwd=tmp_path).returncode == 0
     (tmp_path / "twice.yaml").write_text("schema: 1\nsystems:\n  A: one\n  A: two\n")
     assert "twice.yaml:4:3" in refused(3, "validate", "twice.yaml")
     (tmp_path / "empty.yaml").write_text("schema: 1\nsystems: {A: }\n")

@@ -18,7 +18,7 @@ DATA = (
     *(
         "scenarios/cxl_pim.yaml",
         "scenarios/policies/ghostkv.yaml",
-        "scenarios/policies_outside.yaml",
+        "scenarios/outside/policies.yaml",
         "traces/natural_4k/q.npy",
         "traces/README.md",
     ),

@@ -308,7 +308,7 @@ def test_info_measures_what_the_keys_say():
     assert row["tokens_for"]["95%"] == pytest.approx(n95, abs=0.05)
     text = trace_info.format_info(found)
     assert "PostgreSQL" in text
-    assert len(text.splitlines()) == 11 + 32
+    assert len(text.splitlines()) == 12 + 32
 
 
 def test_probabilities_obey_window_and_softcap():

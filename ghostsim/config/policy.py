@@ -73,7 +73,7 @@ class Heads(Strict):
 
     full: Share | None = None
     """The share of all (layer, KV head) that takes everything: those with the most mass beyond the pins."""
-    classes: Annotated[dict[HeadClass, dict[str, Any]], Field({})]
+    classes: dict[HeadClass, dict[str, Any]] = Field(default={})
     """Fields of the selector that differ for heads of a class."""
 
 

@@ -82,6 +82,13 @@ def _check_new(flag: str, path: Path, *, force: bool) -> None:
         raise UsageError(f"{flag}: found {path}, expected a file that can be written: {error.strerror}") from None
 
 
+def _check_all_new(*, force: bool, **files: Path | None) -> None:
+    """Refuse each file to write, by the option that names it, as `_check_new` does."""
+    for option, path in files.items():
+        if path is not None:
+            _check_new(f"--{option}", path, force=force)
+
+
 def _base_of(name: str) -> Path | None:
     """Return the folder that a scenario file's relative names start from."""
     path = Path(name)
@@ -280,9 +287,7 @@ def audit(
     from ghostsim.study.audit_output import audit_text, write_csv
     from ghostsim.trace.format import open_trace
 
-    for flag, path in (("--out", out), ("--report", report)):
-        if path is not None and path.exists() and not force:
-            raise UsageError(f"{flag}: found {path}, which exists; expected a new file, or --force to replace it")
+    _check_all_new(out=out, report=report, force=force)
     found = audited(open_trace(trace), steps, _fraction(quiet=quiet, doing="audit"))
     _clear_progress(quiet=quiet)
     if as_json:
@@ -373,7 +378,7 @@ def frontier(
     from ghostsim.study.frontier import frontier as measure
     from ghostsim.trace.format import open_trace
 
-    _refuse_existing(force=force, report=report, out=out)
+    _check_all_new(force=force, report=report, out=out)
     chosen = [load_policy(name).value for name in policy or files("policy")]
     found = measure(open_trace(trace), chosen, steps=steps, jobs=jobs, progress=_fraction(quiet=quiet))
     _clear_progress(quiet=quiet)
@@ -388,12 +393,6 @@ def frontier(
     for path in (out, report):
         if path is not None:
             _tell(str(path))
-
-
-def _refuse_existing(*, force: bool, **files: Path | None) -> None:
-    for option, path in files.items():
-        if path is not None and path.exists() and not force:
-            raise UsageError(f"--{option}: found {path}, which exists; expected a new file, or --force to replace it")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ghostsim.config.base import Count, Number, Strict, Text, Whole
 from ghostsim.config.formats import FP16, KeptFormat
-from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK, rule_name
+from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK
 from ghostsim.config.scores import (
     AgeScore,
     HistScore,
@@ -23,7 +23,6 @@ from ghostsim.config.scores import (
     first_key,
     kind_of,
     page_of,
-    score_text,
     unit_of,
 )
 
@@ -127,23 +126,23 @@ class Selector(Strict):
             raise ValueError("found pin.last_page without pages, expected score: {box: {page: 16}}")
         if not self.scored:
             return self
-        name = rule_name(self.rule)
+        name = first_key(self.rule)
         if self.score is None:
             raise ValueError(f"found the rule {name} without a score, expected one, e.g. score: exact")
         if isinstance(self.rule, Certify):
             self._check_certificate(kind_of(self.score))
         if isinstance(self.rule, Sample) and not isinstance(self.score, LshScore):
-            raise ValueError(f"found sample on the score {score_text(self.score)}, expected lsh")
+            raise ValueError(f"found sample on the score {first_key(self.score)}, expected lsh")
         unit = unit_of(self.score)
         if self.unit is not None and self.unit != unit:
-            raise ValueError(f"found unit {self.unit} for the score {score_text(self.score)}, expected {unit}")
+            raise ValueError(f"found unit {self.unit} for the score {first_key(self.score)}, expected {unit}")
         return self
 
     def _check_certificate(self, kind: Kind) -> None:
         assert self.score is not None
         if kind not in ("exact", "upper-bound"):
             raise ValueError(
-                f"found certify on the score {score_text(self.score)}, which is only {_article(kind)}; "
+                f"found certify on the score {first_key(self.score)}, which is only {_article(kind)}; "
                 "expected an exact score or an upper bound: exact, qkeys, box, ball, or sketch with a residual norm"
             )
         if self.reduce != "any" or self.scope != "head":
@@ -212,7 +211,7 @@ class Read(Selector):
         for each in (*self.cascade, *self.also, *self.less):
             if isinstance(each.score, HistScore | ObsScore):
                 raise ValueError(
-                    f"found the score {score_text(each.score)} in read, expected it in keep, or one of age, exact, "
+                    f"found the score {first_key(each.score)} in read, expected it in keep, or one of age, exact, "
                     "box, qkeys, sketch, published"
                 )
         return self
@@ -302,7 +301,7 @@ class Keep(Strict):
     def _decided_from_the_past(self) -> Keep:
         for select in (self.select, *(self.first.of if self.first else ())):
             if not isinstance(select.rule, AllRule | NoneRule | TopK | TopFrac):
-                name = rule_name(select.rule)
+                name = first_key(select.rule)
                 raise ValueError(f"found the rule {name} in keep, expected one of all, none, topk, topfrac")
             self._check_score(select)
         return self
@@ -312,11 +311,9 @@ class Keep(Strict):
         if score is None:
             return
         if not isinstance(score, PastScore):
-            raise ValueError(
-                f"found the score {score_text(score)} in keep, expected age, hist, obs, norm, trig, random"
-            )
+            raise ValueError(f"found the score {first_key(score)} in keep, expected age, hist, obs, norm, trig, random")
         if isinstance(score, AgeScore | HistScore) and self.every == "prefill_end" and self.first is None:
-            raise ValueError(f"found the score {score_text(score)} with every: prefill_end, expected obs or norm")
+            raise ValueError(f"found the score {first_key(score)} with every: prefill_end, expected obs or norm")
         if isinstance(score, ObsScore) and self.every not in ("prefill_end", "offline"):
             raise ValueError("found the score obs with a clock of the decode, expected every: prefill_end, age or hist")
         if select.scope != "head" and self.every != "prefill_end":
@@ -354,11 +351,6 @@ class Policy(Strict):
     def lossless(self) -> bool:
         """Whether what is read equals what was written (a format may change scores even at no lost mass)."""
         return all(keep.format.fp16 for keep in self.keep)
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether everything that is stored is attended."""
-        return isinstance(self.read.rule, AllRule)
 
     @model_validator(mode="after")
     def _certificate_sees_all(self) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -119,8 +119,3 @@ Rule = Annotated[
     Discriminator(first_key),
     BeforeValidator(named),
 ]
-
-
-def rule_name(rule: Any) -> str:
-    """Return the name of a rule."""
-    return str(first_key(rule))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ghostsim.config.base import Count, Number, Strict, Text, Whole
+from ghostsim.config.base import Count, Number, Strict, Whole
 
 Kind = Literal["exact", "upper-bound", "claimed", "estimate", "prior"]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -437,8 +437,3 @@ def unit_of(score: Score | None) -> Unit:
     if isinstance(score, CentroidScore):
         return "cluster"
     return "page" if page_of(score) > 1 or isinstance(score, BoxScore | MeanScore | BallScore) else "token"
-
-
-def score_text(score: Score) -> Text:
-    """Return the name of a score."""
-    return str(first_key(score))

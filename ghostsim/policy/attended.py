@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ghostsim.config.formats import Fp16Format, Side
 from ghostsim.config.policy import Add, Policy
 from ghostsim.config.scores import LshScore
 from ghostsim.policy.bases import sampled
@@ -14,7 +15,7 @@ from ghostsim.policy.clusters import ClusterIndex
 from ghostsim.policy.cold import fitting_rows, pins_of
 from ghostsim.policy.costs import residual_tokens
 from ghostsim.policy.exact import Array, Block, Floats, scaled_products, softcapped, wide_sum
-from ghostsim.policy.formats import decoded, is_plain
+from ghostsim.policy.formats import decoded
 from ghostsim.policy.orders import sampling_probability
 from ghostsim.policy.rules import Mask
 from ghostsim.trace.compose import Head
@@ -60,8 +61,8 @@ class Reader:
         self._keys = [self._decoded(head.keys, keep.format.k) for keep in policy.keep]
         self._values = [self._decoded(head.values, keep.format.v) for keep in policy.keep]
 
-    def _decoded(self, rows: Array, side: object) -> Array | None:
-        return None if is_plain(side) else decoded(rows, side)  # type: ignore[arg-type]
+    def _decoded(self, rows: Array, side: Side) -> Array | None:
+        return None if isinstance(side, Fp16Format) else decoded(rows, side)
 
     def output(self, block: Block, reads: Mask, notes: Notes, clusters: ClusterIndex | None) -> Array:
         """Return the output [n, g, d] over the positions read, `reads` [n, P], with the softmax sum completed."""

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ghostsim.config.formats import Channels, Format, Fp16Format, Int, IntFormat, LowRank, Side, Sparse
+from ghostsim.config.formats import (
+    ChannelsFormat,
+    Format,
+    Fp16Format,
+    Int,
+    IntFormat,
+    LowRankFormat,
+    Side,
+    SparseFormat,
+    VqFormat,
+)
 from ghostsim.config.policy import Estimate, Keep, Pin, Policy, Role, Selector
 from ghostsim.config.scores import (
     BallScore,
@@ -61,18 +71,15 @@ def _int_bytes(fmt: Int, d: int) -> int:
 
 
 def _other_bits(side: Side, d: int) -> float:
-    match side.model_dump():
-        case {"vq": {"bits": bits}}:
-            return float(bits * d)
-        case {"lowrank": rank}:
-            form = LowRank.model_validate(rank)
+    match side:
+        case VqFormat(vq=vq):
+            return float(vq.bits * d)
+        case LowRankFormat(lowrank=form):
             return 8 * FP16_BYTES * form.rank + form.bits * d
-        case {"channels": kept}:
-            return 8 * FP16_BYTES * int(Channels.model_validate(kept).share * d)
-        case {"nm": sparse}:
-            form_nm = Sparse.model_validate(sparse)
-            kept_channels = d * form_nm.n // form_nm.m
-            return kept_channels * (8 * FP16_BYTES + (form_nm.m - 1).bit_length())
+        case ChannelsFormat(channels=kept):
+            return 8 * FP16_BYTES * int(kept.share * d)
+        case SparseFormat(nm=sparse):
+            return d * sparse.n // sparse.m * (8 * FP16_BYTES + (sparse.m - 1).bit_length())
     raise AssertionError(side)
 
 

@@ -33,6 +33,7 @@ from ghostsim.policy.head import evaluate_group
 from ghostsim.policy.rows import HeadRows, absent
 from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import open_trace
+from ghostsim.trace.statistics import CLASSES
 
 Progress = Callable[[int, int], None]
 
@@ -114,13 +115,13 @@ def layout(policy: Policy, workload: Workload) -> Layout:
     number = np.empty(workload.unit_of.shape, dtype=np.int64)
     depth = workload.shape.layers
     layers = [variants.specialised(policy, layer, depth, workload.context) for layer in range(depth)]
-    full, classes = variants.head_profiles(policy, workload) if variants.by_head(policy) else (None, None)
-    for place in np.ndindex(number.shape) if full is not None else ():
-        assert full is not None
-        assert classes is not None
-        name = variants.class_name(int(classes[place]))
-        number[place] = _numbered(found, variants.for_head(layers[place[1]], full=bool(full[place]), head_class=name))
-    if full is None:
+    if variants.by_head(policy):
+        full, classes = variants.head_profiles(policy, workload)
+        kinds = np.stack([np.indices(number.shape)[1], full, classes], axis=-1)
+        distinct, kind_of = np.unique(kinds.reshape(-1, 3), axis=0, return_inverse=True)
+        each = [variants.for_head(layers[l], full=bool(f), head_class=CLASSES[c]) for l, f, c in distinct.tolist()]
+        number[...] = np.array([_numbered(found, one) for one in each])[kind_of].reshape(number.shape)
+    else:
         number[...] = np.array([_numbered(found, each) for each in layers])[None, :, None]
     code = workload.unit_of.astype(np.int64) * len(found) + number
     distinct, row_of = np.unique(code, return_inverse=True)

@@ -7,7 +7,6 @@ import numpy as np
 from ghostsim.config.formats import (
     Channels,
     ChannelsFormat,
-    Fp16Format,
     Int,
     IntFormat,
     LowRank,
@@ -45,11 +44,6 @@ def decoded(rows: Array, side: Side) -> Array:
 def codec_known(policy: Policy) -> bool:
     """Whether the error of every format of a policy is modelled."""
     return not any(isinstance(side, VqFormat) for keep in policy.keep for side in (keep.format.k, keep.format.v))
-
-
-def is_plain(side: Side) -> bool:
-    """Whether a format gives back what was written."""
-    return isinstance(side, Fp16Format)
 
 
 def dequantised(rows: Array, fmt: Int) -> Array:

@@ -20,6 +20,7 @@ from ghostsim.policy.cold import (
 from ghostsim.policy.costs import index_stage, index_stages, parts_of, streams_of
 from ghostsim.policy.evaluation import Evaluation
 from ghostsim.policy.exact import BLOCK_ELEMENTS, Array, Block, blocks
+from ghostsim.policy.indexes import row_norms
 from ghostsim.policy.keep import Clause, keep_together
 from ghostsim.policy.pages import outlier_pages
 from ghostsim.policy.residency import Residency
@@ -27,12 +28,6 @@ from ghostsim.policy.rows import HeadRows, Sizes, empty_rows
 from ghostsim.policy.rules import Mask
 from ghostsim.policy.stages import Offer, Stage, Taken, take, take_together
 from ghostsim.trace.compose import Head
-
-
-def key_norms(head: Head) -> Array:
-    """Return ||k|| [positions]."""
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", head.keys, head.keys)))
-
 
 # --- setting up -------------------------------------------------------------------------------------------------
 
@@ -128,7 +123,7 @@ def evaluate_heads(policies: Sequence[Policy], head: Head) -> list[HeadRows]:
 def evaluate_group(policies: Sequence[Policy], heads: Sequence[Head]) -> list[list[HeadRows]]:
     """Evaluate policies on heads that may choose together, all of one request; return rows by policy and head."""
     table = [_Indexes(head) for head in heads]
-    norms = [key_norms(head) for head in heads]
+    norms = [row_norms(head.keys) for head in heads]
     runs = [
         [_start(policy, head, table[h], norms[h], len(heads)) for h, head in enumerate(heads)] for policy in policies
     ]

@@ -125,8 +125,9 @@ def _chunks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
 
 
-def _norms(rows: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+def row_norms(rows: Array) -> Array:
+    """Return the norms of `rows` [..., d], in their own precision."""
+    return np.asarray(np.sqrt(np.einsum("...j,...j->...", rows, rows)))
 
 
 def _finite(column: npt.NDArray[np.float16], dtype: npt.DTypeLike) -> Array:
@@ -144,9 +145,9 @@ def build_qkeys(keys: Array, fit: slice, bits: int) -> TokenIndex:
         stored[rows] = codes.encode(keys[rows])
         numbers = stored[rows].astype(keys.dtype)
         codes.expand(numbers)
-        size = _norms(numbers)
+        size = row_norms(numbers)
         numbers -= keys[rows]
-        norms[rows] = _error_norms(_norms(numbers), size, gamma)
+        norms[rows] = _error_norms(row_norms(numbers), size, gamma)
     return TokenIndex(stored, codes, None, norms, 0.0, "score")
 
 
@@ -184,8 +185,8 @@ def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None 
             numbers = stored[rows].astype(keys.dtype)
             if codes is not None:
                 codes.expand(numbers)
-            size = _norms(numbers) + (0 if mean is None else float(np.linalg.norm(mean)))
-            norms[rows] = _error_norms(_norms(moved - numbers @ basis.T), size, gamma)
+            size = row_norms(numbers) + (0 if mean is None else float(np.linalg.norm(mean)))
+            norms[rows] = _error_norms(row_norms(moved - numbers @ basis.T), size, gamma)
     claim: Claim | None = None if norms is None else "score"
     return TokenIndex(stored, codes, basis.astype(np.float64), norms, 0.0, claim, mean)
 
@@ -215,7 +216,7 @@ def build_published(keys: Array, published: Published) -> TokenIndex:
     gaussian = generator(_SEED, f"policy/published/{d}x{m}").standard_normal((d, m)) / np.sqrt(m)
     table = keys @ gaussian.astype(keys.dtype)
     if published.scale == "cosine":
-        table /= np.maximum(_norms(table), np.finfo(np.float32).tiny)[:, None]
+        table /= np.maximum(row_norms(table), np.finfo(np.float32).tiny)[:, None]
     return TokenIndex(table, None, gaussian, None, published.epsilon + published.sigma, published.scale)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ghostsim.config.scores import Ball, Box, Mean, Subspaces
 from ghostsim.errors import ConfigError
 from ghostsim.policy.exact import Array, Block, Floats, softcapped
-from ghostsim.policy.indexes import Claim, half, rounded_up, unit_roundoff
+from ghostsim.policy.indexes import Claim, half, rounded_up, row_norms, unit_roundoff
 from ghostsim.policy.units import Units, page_units
 from ghostsim.trace.compose import Head
 
@@ -70,10 +70,6 @@ def _paged(keys: Array, page: int, summarise: Summarise, ask: Ask, claim: Claim 
     return PageIndex(table, page, keys, summarise, ask, claim)
 
 
-def _norms(rows: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("...j,...j->...", rows, rows)))
-
-
 # --- boxes ----------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +83,7 @@ def build_box(keys: Array, box: Box) -> PageIndex:
 def extremes(pages: Array) -> Array:
     """Return [pages, 2 d + 1]: maxima, minima, and what the product's accumulation may add per ||q||."""
     high, low = pages.max(axis=1), pages.min(axis=1)
-    reach = _norms(np.maximum(np.abs(high), np.abs(low)))
+    reach = row_norms(np.maximum(np.abs(high), np.abs(low)))
     gamma = unit_roundoff(2 * pages.shape[-1] + 1, pages.dtype)
     return np.concatenate([high, low, (2 * gamma * reach)[:, None]], axis=1)
 
@@ -123,7 +119,7 @@ def outlier_pages(keys: Array, page: int, count: int) -> Array:
     pages = keys[: len(keys) // page * page].reshape(-1, page, keys.shape[1])
     mean = pages.mean(axis=1, keepdims=True)
     tiny = np.finfo(np.float32).tiny
-    cosine = (pages * mean).sum(axis=2) / np.maximum(_norms(pages) * _norms(mean), tiny)
+    cosine = (pages * mean).sum(axis=2) / np.maximum(row_norms(pages) * row_norms(mean), tiny)
     return np.sort(np.argsort(cosine.min(axis=1), kind="stable")[:count])
 
 
@@ -145,8 +141,8 @@ def build_subspaces(keys: Array, subspaces: Subspaces) -> PageIndex:
         centre = half(pages.mean(axis=1)).astype(pages.dtype)
         away = (pages - centre[:, None]).reshape(*pages.shape[:2], parts, d // parts)
         gamma = unit_roundoff(d + parts, pages.dtype)
-        size = _norms(centre.reshape(len(pages), parts, -1))
-        radius = _norms(away).max(axis=1) * (1 + gamma) + gamma * size
+        size = row_norms(centre.reshape(len(pages), parts, -1))
+        radius = row_norms(away).max(axis=1) * (1 + gamma) + gamma * size
         radius = np.nan_to_num(rounded_up(radius).astype(pages.dtype), posinf=1e12)
         return np.concatenate([centre, radius + 2 * gamma * (size + radius)], axis=1)
 

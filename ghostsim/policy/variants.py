@@ -110,8 +110,3 @@ def head_profiles(policy: Policy, workload: Workload) -> tuple[Ints, Ints]:
         order = np.argsort(-far[request].ravel(), kind="stable")[:count]
         full[request].ravel()[order] = 1
     return full, classes
-
-
-def class_name(index: int) -> str:
-    """Return the name of a head class."""
-    return CLASSES[index]

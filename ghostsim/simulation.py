@@ -302,6 +302,7 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         capacity_bytes=fits.tiers,
         utilisation=probe.utilisation(),
         bin_ps=probe.bin_ps,
+        resources=tuple(network.resources),
         series=_series(probe, network),
     )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ghostsim.config.hardware import Platform
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
+from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import energy_mj_per_token
 from ghostsim.metrics.quality import quality, step_quality
 from ghostsim.pipeline.binding import Bound
@@ -38,6 +39,8 @@ class Record:
     capacity_bytes: Mapping[str, int]
     utilisation: Mapping[str, float]
     bin_ps: int
+    resources: Sequence[str]
+    """Names of the resources of the network, by index."""
     series: Mapping[str, Sequence[float]] = field(repr=False)
     """Utilisation of each resource in bins of `bin_ps`."""
 
@@ -86,6 +89,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         },
         "utilisation": dict(record.utilisation),
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
+        "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
         "quality": quality(record.selection, record.batch),
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
         "capacity_bytes": dict(record.capacity_bytes),

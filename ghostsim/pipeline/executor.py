@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -25,14 +25,17 @@ _LONGEST_PS = 100 * 86_400 * PS_PER_S
 class Times:
     """When each row of a plan ran, in ps.
 
-    A row's time is its delay (launch, latency), the time its flows take alone, and the rest: waiting for
-    servers and for the share that others had.
+    A row's time is its wait for a server, its delay (launch, latency), the time its flows take alone, and the
+    rest: the share of bandwidth that others had.
     """
 
     start: Ints
     finish: Ints
+    wait: Ints
     delay: Ints
     service: Ints
+    classes: Sequence[FlowClass | None] = field(repr=False)
+    """Class of the flow of each row that ended last; none where a row had no work."""
 
 
 class Executor:
@@ -45,7 +48,8 @@ class Executor:
         self.waiting = np.diff(plan.offsets).tolist()
         self.successors = _successors(plan)
         rows = len(plan)
-        self.start, self.finish, self.delay, self.service = ([0] * rows for _ in range(4))
+        self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
+        self.classes: list[FlowClass | None] = [None] * rows
         self.ready: deque[int] = deque()
         self.finished = 0
         self.draining = False
@@ -66,8 +70,8 @@ class Executor:
         if self.env.now > _LONGEST_PS:
             days = f"{self.env.now / PS_PER_S / 86_400:.3g} days"
             raise GhostsimError(f"found steps that take {days} in all, expected less than 100, e.g. fewer steps")
-        columns = (np.array(column, np.int64) for column in (self.start, self.finish, self.delay, self.service))
-        return Times(*columns)
+        columns = (self.start, self.finish, self.wait, self.delay, self.service)
+        return Times(*(np.array(column, np.int64) for column in columns), self.classes)
 
     def _drain(self) -> None:
         """Start what is ready; rows without work end at once and may make more ready."""
@@ -86,25 +90,29 @@ class Executor:
             return
         delay_ps, parts = self.makers[row % len(self.makers)](sizes)
         self.delay[row] = delay_ps
-        done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
+        self.classes[row] = parts[0].flow_class
+        last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
         for flow_class, nbytes, server in parts:
+            done = last if len(parts) == 1 else partial(last, flow_class)
             self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
                 self.network.start(flow_class, nbytes, done, delay_ps)
             else:
-                server.submit(partial(self._serve, flow_class, nbytes, delay_ps), done)
+                server.submit(partial(self._serve, row, flow_class, nbytes), done)
 
-    def _serve(self, flow_class: FlowClass, nbytes: int, delay_ps: int, release: Callable[[], object]) -> None:
-        self.network.start(flow_class, nbytes, release, delay_ps)
+    def _serve(self, row: int, flow_class: FlowClass, nbytes: int, release: Callable[[], object]) -> None:
+        self.wait[row] = int(self.env.now) - self.start[row]
+        self.network.start(flow_class, nbytes, release, self.delay[row])
 
-    def _last_of(self, parts: int, row: int) -> Callable[[], None]:
-        """Return what ends a row when the last of its parts calls it."""
+    def _last_of(self, parts: int, row: int) -> Callable[..., None]:
+        """Return what ends a row when the last of its parts calls it, with the class of that part."""
         left = parts
 
-        def part_done() -> None:
+        def part_done(flow_class: FlowClass) -> None:
             nonlocal left
             left -= 1
             if not left:
+                self.classes[row] = flow_class
                 self._end(row)
 
         return part_done

@@ -114,7 +114,7 @@ def run(
     SCENARIO is a file or a bundled name; without --out the folder is runs/NAME, runs/NAME-2, ...
     """
     from ghostsim.config.load import load_scenario
-    from ghostsim.export.run_folder import default_out, simulator, staged, write_run
+    from ghostsim.export.run_folder import default_out, simulator, staged, what_if_table, write_run
     from ghostsim.report.page import write_report
     from ghostsim.report.text import summary_text
     from ghostsim.simulation import simulate
@@ -123,13 +123,13 @@ def run(
     folder = out or default_out(loaded.scenario.name)
     say = _progress(quiet=quiet)
     with staged(folder, force=force) as temporary:
-        result = simulate(loaded.scenario, _base_of(scenario), jobs, say, loaded.at)
+        result = simulate(loaded.scenario, _base_of(scenario), jobs, say, loaded.at, ask_what_if=True)
         say("write the report")
         write_run(temporary, result, loaded, sys.argv)
         write_report(temporary)
         _clear_progress(quiet=quiet)
     if as_json:
-        _print_json(result.metrics | {"simulator": simulator(result)})
+        _print_json(result.metrics | {"what_if": what_if_table(result), "simulator": simulator(result)})
     if not quiet:
         _tell(summary_text(folder))
     try:

@@ -19,11 +19,14 @@ from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError, Location, TraceError
+from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.collect import Record, compare, run_metrics
 from ghostsim.metrics.quality import quality
+from ghostsim.metrics.what_if import WhatIf, what_if
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
-from ghostsim.pipeline.executor import Executor
+from ghostsim.pipeline.executor import Executor, Times
+from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.evaluate import select
@@ -59,6 +62,8 @@ class Result:
     notes: list[str]
     recorded: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """Lost mass of the same policies on the traces as they were recorded, where the run composes a longer context."""
+    what_if: Mapping[str, list[WhatIf]] = field(default_factory=dict)
+    """How much shorter the steps of each run would be if what they waited for were faster."""
     counters: Counters = field(default_factory=Counters)
 
 
@@ -68,6 +73,8 @@ def simulate(
     jobs: int = 0,
     progress: Progress | None = None,
     where: Where | None = None,
+    *,
+    ask_what_if: bool = False,
 ) -> Result:
     """Run all runs of a scenario.
 
@@ -83,6 +90,8 @@ def simulate(
         Called with a line about what is being done.
     where
         Says where a field of the scenario was written, for errors.
+    ask_what_if
+        Replay some steps of every run with what they waited for twice as fast.
 
     Raises
     ------
@@ -98,11 +107,15 @@ def simulate(
     for label, run in scenario.runs.items():
         say(f"simulate {label}")
         records[label] = _run(label, run, ready.models[label], selections[label], ready.prints[label], counters)
+    asked = {}
+    for label, run in scenario.runs.items() if ask_what_if else ():
+        say(f"ask what would make {label} faster")
+        asked[label] = what_if_of(run, ready.models[label], records[label])
     metrics = _metrics(scenario, next(iter(ready.workloads.values())), records)
     counters.wall_s = time.perf_counter() - begun
     used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     counters.peak_rss_mb = max(used) / 1024
-    return Result(metrics, records, ready.workloads, _notes(scenario, ready), recorded, counters)
+    return Result(metrics, records, ready.workloads, _notes(scenario, ready), recorded, asked, counters)
 
 
 def _metrics(scenario: Scenario, workload: Workload, records: Mapping[str, Record]) -> dict[str, Any]:
@@ -274,9 +287,9 @@ def _placement(run: Run) -> Placement:
     return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result)
 
 
-def _machine(run: Run) -> tuple[Machine, CountingEnvironment, Network]:
+def _machine(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Machine, CountingEnvironment, Network]:
     env = CountingEnvironment()
-    network = Network(env)
+    network = Network(env, scale)
     return Machine(env, network, run.platform), env, network
 
 
@@ -305,6 +318,18 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         resources=tuple(network.resources),
         series=_series(probe, network),
     )
+
+
+def what_if_of(run: Run, model: Model, record: Record) -> list[WhatIf]:
+    """Ask of a finished run how much shorter its steps would be if what they waited for were faster."""
+
+    def replay(plan: Plan, scale: Mapping[str, float]) -> Times:
+        machine, env, network = _machine(run, scale)
+        binder = Binder(machine, model, _placement(run), record.selection.stages, record.batch)
+        return Executor(env, network, plan, binder.bind(plan)).run()
+
+    spent = by_resource(record.plan, record.bound, record.times, record.resources)
+    return what_if(record.plan, spent, record.resources, replay)
 
 
 def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]:

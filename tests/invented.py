@@ -131,6 +131,19 @@ class Ledger:
         self.moved[flow.flow_class] = self.moved.get(flow.flow_class, 0) + flow.nbytes
 
 
+def replay(chosen, model, placement, batch, machine="h100_cxl_pim"):
+    """Return what runs a plan with some resources faster, as `ghostsim.metrics.what_if` asks for."""
+
+    def again(plan, scale):
+        env = CountingEnvironment()
+        network = Network(env, scale)
+        built = Machine(env, network, platform(machine))
+        bound = Binder(built, model, placement, chosen.stages, batch).bind(plan)
+        return Executor(env, network, plan, bound).run()
+
+    return again
+
+
 def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=()):
     """Run a Selection on a bundled platform, changed by `sets`."""
     env = CountingEnvironment()
@@ -152,6 +165,7 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         capacity_bytes={},
         utilisation=probe.utilisation(),
         bin_ps=1,
+        resources=tuple(network.resources),
         series={},
     )
     return Run(record, network, probe, built.links, ledger.moved)

@@ -28,9 +28,11 @@ FIGURES = (
                                      "false_resurrection_rate", "violations", "certified_mass.mean",
                                      "certified_mass.max")),
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
+    *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
+    *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
 )  # fmt: skip
 """Numbers that metrics.json holds of every run, by their paths."""
-TABLES = ("bytes_per_step", "utilisation", "energy_mj_per_token", "capacity_bytes")
+TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
 """Tables that metrics.json holds of every run; their keys depend on the platform."""
 
 

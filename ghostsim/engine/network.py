@@ -422,7 +422,7 @@ class Network:
         return state.shares
 
     def _fill(self, state: _State) -> dict[FlowClass, tuple[float, int]]:
-        """Solve for the rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
+        """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [cls.demand(count) for cls, count in state.counts]
         rates: list[float] = []
         limits: list[int] = []

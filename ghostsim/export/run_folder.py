@@ -149,9 +149,15 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
             "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
         },
         "lost_mass_by_context": _lost_mass_by_context(result),
+        "what_if": what_if_table(result),
         "notes": result.notes,
         "not_modelled": list(NOT_MODELLED),
     }
+
+
+def what_if_table(result: Result) -> dict[str, dict[str, float]]:
+    """Return by run and resource how the mean step changes if that resource is twice as fast."""
+    return {label: {each.resource: each.change for each in asked} for label, asked in result.what_if.items()}
 
 
 def _lost_mass_by_context(result: Result) -> dict[str, list[dict[str, float]]]:

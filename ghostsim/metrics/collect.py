@@ -15,6 +15,7 @@ from ghostsim.metrics import critical_path
 from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import energy_mj_per_token
 from ghostsim.metrics.quality import quality, step_quality
+from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.binding import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
@@ -72,6 +73,8 @@ def run_metrics(record: Record) -> dict[str, Any]:
     durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
     path = critical_path.attribute(record.plan, record.times).mean(axis=0) / PS_PER_MS
     mean = float(durations.mean())
+    found = quality(record.selection, record.batch)
+    viable = viability(record.plan, record.times, found["resurrection_rate"])
     return {
         "policy": record.policy,
         "platform": record.platform.name,
@@ -90,7 +93,8 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "utilisation": dict(record.utilisation),
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
         "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
-        "quality": quality(record.selection, record.batch),
+        "viability": viable and viable.as_json(),
+        "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
         "capacity_bytes": dict(record.capacity_bytes),
     }

@@ -71,7 +71,8 @@ class Executor:
             days = f"{self.env.now / PS_PER_S / 86_400:.3g} days"
             raise GhostsimError(f"found steps that take {days} in all, expected less than 100, e.g. fewer steps")
         columns = (self.start, self.finish, self.wait, self.delay, self.service)
-        return Times(*(np.array(column, np.int64) for column in columns), self.classes)
+        start, finish, wait, delay, service = (np.array(column, np.int64) for column in columns)
+        return Times(start, finish, wait, delay, service, self.classes)
 
     def _drain(self) -> None:
         """Start what is ready; rows without work end at once and may make more ready."""

@@ -53,6 +53,8 @@ class _Run(BaseModel):
     bytes_per_step: dict[str, dict[str, float]]
     utilisation: dict[str, float]
     critical_path_ms: dict[str, float]
+    waits_ms: dict[str, dict[str, float]] = {}
+    viability: dict[str, Any] | None = None
     quality: _Quality
     energy_mj_per_token: dict[str, float]
     capacity_bytes: dict[str, float]
@@ -92,6 +94,7 @@ class _Manifest(BaseModel):
     inputs: dict[str, str] = {}
     workload: _Workload = _Workload()
     lost_mass_by_context: dict[str, list[dict[str, float]]] = {}
+    what_if: dict[str, dict[str, float]] = {}
 
 
 @dataclass(frozen=True)

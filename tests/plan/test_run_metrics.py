@@ -62,7 +62,7 @@ def test_all_figures_are_finite(name, placement):
 
 def paths(node, path=""):
     if not isinstance(node, dict):
-        return [] if isinstance(node, str) else [path]
+        return [] if isinstance(node, str | bool) else [path]
     return [found for key, value in node.items() for found in paths(value, f"{path}.{key}" if path else key)]
 
 

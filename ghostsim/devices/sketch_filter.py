@@ -20,7 +20,7 @@ class SketchFilter:
     """An engine in front of media.
 
     In `fifo` order requests are served first come, first served: a request that is done lets its fetches start
-    while the next one is scanned. In `fair` order all share the engine.
+    while the next one is scanned. In `fair` order requests share the engine, each with one scan at a time.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class SketchFilter:
     ) -> None:
         self.network, self.media, self.work = network, media, work
         self.start_ps, self.window = start_ps, window
-        self.server = FifoServer(network.env) if order == "fifo" else None
+        self.server = FifoServer(network.env)
+        self._server_of = cache(lambda _: self.server if order == "fifo" else FifoServer(network.env))
         self._scan_class = cache(self._new_scan_class)
 
-    def scan(self, nbytes: int, macs_per_byte: float) -> Job:
-        """Stream index records from the media and score them."""
-        return Job(
-            self.start_ps + self.media().latency_ps, (Part(self._scan_class(macs_per_byte), nbytes, self.server),)
-        )
+    def scan(self, nbytes: int, macs_per_byte: float, request: int = 0) -> Job:
+        """Stream index records of a request from the media and score them."""
+        part = Part(self._scan_class(macs_per_byte), nbytes, self._server_of(request))
+        return Job(self.start_ps + self.media().latency_ps, (part,))
 
     def _new_scan_class(self, macs_per_byte: float) -> FlowClass:
         return self.network.flow_class((*self.media().costs, *self.work(macs_per_byte)), self.window)

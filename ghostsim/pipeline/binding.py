@@ -172,7 +172,7 @@ class Binder:
             case "attend" | "decode":
                 return Bound(self._attend(scattered=role == "cold"), "gpu")
             case "scan":
-                return self._bind_scan(int(plan.stage[i]), away=away)
+                return self._bind_scan(int(plan.stage[i]), int(plan.request[i]), away=away)
             case "filter":
                 return self._bind_filter(name)
             case "read":
@@ -209,24 +209,25 @@ class Binder:
 
     # --- the filter ---
 
-    def _bind_scan(self, number: int, *, away: bool) -> Bound:
+    def _bind_scan(self, number: int, request: int, *, away: bool) -> Bound:
         if self.scanners:
-            return self._bind_near_scan(number)
+            return self._bind_near_scan(number, request)
         if away:
             return self._bind_cross()
         return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
 
-    def _bind_near_scan(self, number: int) -> Bound:
+    def _bind_near_scan(self, number: int, request: int) -> Bound:
         sites = self.scanners
 
         def make(row: Row) -> Job:
-            return _job(row.nbytes, sites, [self._scan(site, number) for site in sites])
+            return _job(row.nbytes, sites, [self._scan(site, number, request) for site in sites])
 
         return Bound(make, f"{self.placement.site} filter")
 
-    def _new_scan(self, site: _Site[AnyStore], number: int) -> _Template:
+    def _new_scan(self, site: _Site[AnyStore], number: int, request: int) -> _Template:
         stage = self.stages[number]
-        jobs = [_scan_at(device, self.placement.site, stage, self.model.q_per_kv) for device in site.devices]
+        where, heads = self.placement.site, self.model.q_per_kv
+        jobs = [_scan_at(device, where, stage, heads, request) for device in site.devices]
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
         flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
@@ -340,13 +341,13 @@ def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexSta
         raise ConfigError(f"found filter {site} on {scanner.name}, expected a device with a {block}: block")
 
 
-def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int) -> Job:
+def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int, request: int) -> Job:
     """Return the scan of one byte of an index where it lies."""
     if isinstance(device, UpmemDevice):
         return device.scan(stage, q_per_kv, 1)
     engine = _engine(device, site)
     assert engine is not None  # `_check_engine` has seen to it
-    return engine.scan(1, stage.macs * q_per_kv / stage.record_bytes)
+    return engine.scan(1, stage.macs * q_per_kv / stage.record_bytes, request)
 
 
 def _job(nbytes: int, sites: Sequence[_Site[Any]], templates: Sequence[_Template]) -> Job:

@@ -260,6 +260,24 @@ class GemmKernel(Block):
     panel_weight: Annotated[Number, Field(ge=0)]
 
 
+class Filter(Block):
+    """A near-memory engine that scores index records and returns what survives.
+
+    It sits in the base dies of HBM stacks, in the buffers of DIMMs, in the controller of an expander or of a drive.
+    """
+
+    macs: PositiveMacs
+    sram: PositiveBytes
+    media_bandwidth: PositiveBandwidth
+    """Its own port to the media."""
+    start: Delay
+    """From the arrival of a query to the first record read."""
+    order: Literal["fifo", "fair"] = "fifo"
+    """Whether requests are scanned one after the other, as they arrive, or side by side."""
+    energy: OpEnergy
+    """Energy of one multiply-accumulate."""
+
+
 class GpuArch(Part):
     """Kernel constants of a GPU architecture, by kernel family."""
 
@@ -289,6 +307,8 @@ class Gpu(Part):
     """Bytes of reads of other memories that the SMs keep outstanding."""
     select: PositiveMacs
     """Scores per second that the selection kernel (histogram, threshold, compaction) passes."""
+    filter: Filter | None = None
+    """In the base dies of the HBM stacks."""
     static: Watts
     compute_energy: OpEnergy
     """Energy of one bf16 floating-point operation."""
@@ -306,12 +326,30 @@ class Gpu(Part):
         return self.memory.capacity
 
 
+class Cores(Block):
+    """What one core of a host processor does when it works on KV or on an index."""
+
+    macs: PositiveMacs
+    """Multiply-accumulates on 8-bit codes."""
+    flops: PositiveFlops
+    """Floating-point rate in attention."""
+    bandwidth: PositiveBandwidth
+    """What it reads from memory by itself."""
+    copy_bandwidth: PositiveBandwidth
+    """What it copies from memory to memory, bytes copied."""
+    start: Delay
+    """From work in its queue to the first record read."""
+
+
 class HostCpu(Part):
     """A host processor with its memory and root complex."""
 
     kind: Literal["host_cpu"]
     cores: Many
+    core: Cores | None = None
     memory: Memory
+    filter: Filter | None = None
+    """In the buffers of the DIMMs."""
     root_complex: PositiveBandwidth
     """What the root complex passes between two devices below it."""
     forward: Delay
@@ -322,19 +360,6 @@ class HostCpu(Part):
     def capacity(self) -> int:
         """Bytes of host memory."""
         return self.memory.capacity
-
-
-class Filter(Block):
-    """A near-memory engine that scores index records and returns what survives."""
-
-    macs: PositiveMacs
-    sram: PositiveBytes
-    media_bandwidth: PositiveBandwidth
-    """Its own port to the media."""
-    start: Delay
-    """From the arrival of a query to the first record read."""
-    energy: OpEnergy
-    """Energy of one multiply-accumulate."""
 
 
 class CxlExpander(Part):
@@ -413,6 +438,8 @@ class Nvme(Part):
     """Host software, doorbell and completion of one command."""
     queue_pairs: Many
     queue_depth: Annotated[Count, Field(le=65_536)]
+    filter: Filter | None = None
+    """In the controller."""
     energy: BitEnergy
     static: Watts
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
-from ghostsim.config.hardware import Platform, Tier
+from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
 
@@ -55,6 +55,12 @@ class Workload(Strict):
     """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
 
 
+_INDEX_TIERS: dict[str, tuple[str, ...]] = {
+    "gpu": ("hbm",), "cpu": ("dram",), "none": tuple(tier for tier in TIERS if tier != "hbm"),
+}  # fmt: skip
+"""Where the index of a filter lies; of those not named here, in the tier of that name."""
+
+
 class Run(Strict):
     """One policy, placed on one platform."""
 
@@ -67,19 +73,20 @@ class Run(Strict):
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
-    """What scans the index, if the policy has one."""
+    """What scans the index, if the policy has one; with `none` its records cross to the GPU, which scores them."""
     fetch: Literal["dma", "zero_copy"] = "dma"
     """How survivors reach the GPU: by copy engine into HBM, or read in place by the SMs."""
     chunks: Annotated[Count, Field(le=256)] = 1
     """Pieces in which a filter near memory hands over the survivors of one request."""
-    result: Literal["ids", "bitmap"] = "bitmap"
-    """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record."""
+    result: Literal["ids", "bitmap", "histogram"] = "bitmap"
+    """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record; with `histogram` first
+    a histogram of the scores per query head, and ids in a second pass, when the GPU has set the threshold."""
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:
         if not self.policy.read.scored:
             return self
-        tiers = {"gpu": ("hbm",), "cpu": ("dram",)}.get(self.filter, (self.filter,))
+        tiers = _INDEX_TIERS.get(self.filter, (self.filter,))
         if self.index_tier not in tiers:
             raise MisfitError(
                 f"found filter {self.filter} for an index in {self.index_tier}, "

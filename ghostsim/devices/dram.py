@@ -113,6 +113,10 @@ class DramMedia:
         reached = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 1.0 - write_share))
         return Leg(((self.bus, max(1.0, self.peak / reached)),), self.latency_ps)
 
+    def command(self) -> Leg:
+        """Return the cost of a byte that stops at the memory device's own logic: the bus, and half the way."""
+        return Leg(((self.bus, 1.0),), self.memory.latency // 2)
+
     def gather(self, piece_bytes: float, records: int, *, write: bool = False) -> Leg:
         """Return the cost of scattered pieces: bus time for whole bursts, the rest on the activation budget.
 

@@ -11,6 +11,7 @@ from ghostsim.devices.gpu_arch import attention_params, gemm_params
 from ghostsim.devices.hbm import Hbm
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, rounded
+from ghostsim.devices.sketch_filter import in_silicon
 from ghostsim.engine.network import Network
 from ghostsim.timing.gpu_kernels import (
     AttentionShape,
@@ -38,6 +39,7 @@ class GpuDevice:
         self.vector = network.resource(f"{name}.vector", part.vector_macs)
         self.select_unit = network.resource(f"{name}.select", part.select)
         self.window = network.resource(f"{name}.read_window", float(part.read_window))
+        self.filter = in_silicon(network, name, part.filter, self.hbm.stream) if part.filter else None
         self.weight = float(part.sms * _BYTES_PER_SM)
         self.spec = GpuSpec(part.sms, part.tensor, self.hbm.peak, part.l2)
         self.gemm_split = lru_cache(maxsize=256)(self._gemm_split)
@@ -96,6 +98,14 @@ class GpuDevice:
         """Write results of a kernel to HBM, fused into that kernel."""
         route = self.hbm.stream(write_share=1.0).costs
         return Job(0, (Part(self.network.flow_class(route, self.weight), nbytes),))
+
+    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+        """Return the cost of a query to the base dies, or of what they found on the way back."""
+        return self.hbm.command()
+
+    def score(self, source: Leg, macs_per_byte: float) -> Leg:
+        """Extend a route from another memory by the scoring of the index records that arrive."""
+        return Leg((*source.costs, *self.hbm.stream().costs, (self.vector, macs_per_byte)), source.latency_ps)
 
     def copy_in(self, source: Leg, fragment_bytes: float) -> tuple[Leg, float]:
         """Extend a route from another memory by the copy engines and the write to HBM; return it with its weight."""

@@ -1,19 +1,29 @@
-"""The host: its memory, and the root complex that device-to-device traffic crosses."""
+"""The host: its memory, its cores, and the root complex that device-to-device traffic crosses."""
 
 from __future__ import annotations
 
 from ghostsim.config.hardware import HostCpu
 from ghostsim.devices.dram import DramMedia
-from ghostsim.devices.leg import Leg
+from ghostsim.devices.leg import Costs, Leg
+from ghostsim.devices.sketch_filter import SketchFilter, in_silicon
 from ghostsim.engine.network import Network
+
+_WINDOW_PER_CORE = 4096
+"""Bytes that one core keeps outstanding; only its ratio to other requesters' windows matters."""
 
 
 class HostCpuDevice:
-    """Host memory as `NAME.bus` and `NAME.activations`, and `NAME.root_complex` for what passes through."""
+    """Host memory as `NAME.bus` and `NAME.activations`, and `NAME.root_complex` for what passes through.
+
+    `NAME.cores`, if the part says what a core does, is the time of its cores, in core seconds per second.
+    """
 
     def __init__(self, network: Network, name: str, part: HostCpu) -> None:
         self.part = part
         self.media = DramMedia(network, name, part.memory)
+        self.filter = in_silicon(network, name, part.filter, self.media.stream) if part.filter else None
+        self.cores = network.resource(f"{name}.cores", float(part.cores)) if part.core else None
+        self.scorer = self._scorer(network)
         self.root_complex = network.resource(f"{name}.root_complex", part.root_complex)
 
     def read(self, piece_bytes: float, records: int) -> Leg:
@@ -23,6 +33,22 @@ class HostCpuDevice:
     def write(self, piece_bytes: float, records: int) -> Leg:
         """Return the cost of writing scattered pieces of host memory."""
         return self.media.gather(piece_bytes, records, write=True)
+
+    def _scorer(self, network: Network) -> SketchFilter | None:
+        """Make the filter that runs on the cores: each scores what it reads, at the slower of both rates."""
+        cores, core = self.cores, self.part.core
+        if cores is None or core is None:
+            return None
+
+        def work(macs_per_byte: float) -> Costs:
+            return ((cores, max(1 / core.bandwidth, macs_per_byte / core.macs)),)
+
+        window = float(self.part.cores * _WINDOW_PER_CORE)
+        return SketchFilter(network, self.media.stream, work, start_ps=core.start, window=window)
+
+    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+        """Return the cost of a query to what scans host memory, or of what it found on the way back."""
+        return self.media.command()
 
     def carry(self) -> Leg:
         """Return the cost of passing from one device to another below the root complex, one way."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ghostsim.engine.network import Resource
+
+Costs: TypeAlias = tuple[tuple[Resource, float], ...]
+"""Resources with the units of each that one byte costs."""
 
 
 @dataclass(frozen=True)
 class Leg:
     """Resources with the units of each that one byte costs, and the latency of the stretch in ps."""
 
-    costs: tuple[tuple[Resource, float], ...] = ()
+    costs: Costs = ()
     latency_ps: int = 0
 
 

@@ -32,7 +32,7 @@ def build(env: simpy.Environment, network: Network, name: str, part: hardware.De
         case hardware.HostCpu():
             return HostCpuDevice(network, name, part)
         case hardware.CxlExpander():
-            return CxlExpanderDevice(env, network, name, part)
+            return CxlExpanderDevice(network, name, part)
         case hardware.Upmem():
             return UpmemDevice(env, network, name, part)
         case hardware.Nvme():

@@ -53,6 +53,10 @@ class UpmemDevice:
         flow_class = self.network.flow_class(((self.dpus, cycles / stage.record_bytes),), float(self.part.wram))
         return Job(self.part.launch, (Part(flow_class, nbytes, self.mram),))
 
+    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:
+        """Return the cost of queries to the DPUs, or of what they found on the way back: host transfers."""
+        return self.write(piece_bytes, 1) if write else self.read(piece_bytes, 1)
+
     def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (host transfers are one loop over DPUs)
         """Return the cost of bringing results or KV from MRAM to the host."""
         return Leg(((self.from_dpu, 1.0),))

@@ -21,9 +21,13 @@ from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
 
 Ints = NDArray[np.int64]
-Result = Literal["ids", "bitmap"]
+Result = Literal["ids", "bitmap", "histogram"]
 
 _ID_BYTES = 4
+_BINS = 256
+_BIN_BYTES = 4
+_THRESHOLD_BYTES = 4
+"""What the histogram of the scores of one query head has, and what the GPU answers with."""
 _QUERY_BITS = 8
 """Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
@@ -39,6 +43,16 @@ class Placement:
     fetch: str
     chunks: int
     result: Result
+
+    @property
+    def near_memory(self) -> bool:
+        """Whether the index is scanned where it lies, and not by the GPU's kernels."""
+        return self.site not in ("gpu", "none")
+
+    @property
+    def per_request(self) -> bool:
+        """Whether a filter serves requests one by one: a PIM kernel runs on all banks at once for the batch."""
+        return self.near_memory and self.site != "pim"
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class _Program:
         self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
         self.layers = selection.unit_of.shape[1]
         self.token_bytes = max(_clause_bytes(selection.streams).values())
-        self.near_memory = bool(self.stages) and placement.site != "gpu"
+        self.near_memory = bool(self.stages) and placement.near_memory
         self.selects = self.apart or bool(self.stages)
 
     def rows(self) -> Iterator[Work]:
@@ -154,10 +168,15 @@ class _Program:
 
     # --- the filter ---
 
-    def _scan(self, name: str, request: int, number: int, sizes: tuple[Ints, Ints], first: str) -> Work:
-        """One stage of the cascade: it looks at what the stage before has left."""
+    def _cascade(self, name: str, request: int, chunk: int | None, first: str) -> Iterator[Work]:
+        """All stages, each of which looks at what the one before has left."""
+        for number in range(len(self.stages)):
+            before = _stage_name(name, number - 1) if number else first
+            yield self._scan(name, request, number, self._scanned_by(request, chunk, number), before)
+
+    def _scan(self, name: str, request: int, number: int, sizes: tuple[Ints, Ints], before: str) -> Work:
         scanned, nbytes = sizes
-        stage, before = self.stages[number], _stage_name(name, number - 1) if number else first
+        stage = self.stages[number]
         return Work(
             _stage_name(name, number), "scan", "index", request, number, record_bytes=max(1, int(stage.record_bytes)),
             nbytes=nbytes, records=scanned, runs=np.minimum(scanned, self.model.kv_heads),
@@ -165,16 +184,12 @@ class _Program:
         )  # fmt: skip
 
     def _gpu_scan(self) -> Iterator[Work]:
-        for number in range(len(self.stages)):
-            yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "qkv")
+        yield from self._cascade("scan", BATCH, None, "qkv")
         scanned = sum(self.sizes.scanned).sum(axis=0)  # type: ignore[union-attr]
         yield Work(
             "filter", "filter", "index", records=scanned, flops=scanned * self.model.q_per_kv,
             after=self._decides(_stage_name("scan", len(self.stages) - 1)),
         )  # fmt: skip
-
-    def _scanned_by_all(self, number: int) -> tuple[Ints, Ints]:
-        return self.sizes.scanned[number].sum(axis=0), self.sizes.scan_bytes[number].sum(axis=0)
 
     def _near_scan(self) -> Iterator[Work]:
         """One scan per request and chunk; a PIM kernel runs on all ranks at once, so there it is one per batch."""
@@ -182,30 +197,54 @@ class _Program:
         macs = sum(stage.macs for stage in self.stages)
         query = self.batch * self.model.kv_heads * self.model.q_per_kv * macs * width // 8
         yield Work("query", "filter", "index", nbytes=query, records=self.batch, runs=1, after=(("qkv", 0),))
+        for request in self.requests if self.placement.per_request else (BATCH,):
+            yield from self._two_passes(request) if self.placement.result == "histogram" else self._one_pass(request)
+
+    def _one_pass(self, request: int) -> Iterator[Work]:
+        """Score and hand over, chunk by chunk: ids, or one bit per record."""
         last = len(self.stages) - 1
-        if self.placement.site == "pim":
-            for number in range(len(self.stages)):
-                yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "query")
-            scanned, read = self.sizes.scanned[last].sum(axis=0), self.sizes.read.sum(axis=0)
-            yield self._results("filter", BATCH, scanned, read, _stage_name("scan", last))
-            return
-        for request, chunk in self._pieces():
-            name = f"scan{request}.{chunk}"
-            for number in range(len(self.stages)):
-                yield self._scan(name, request, number, self._scanned_by(request, chunk, number), "query")
-            scanned, read = self._scanned_by(request, chunk, last)[0], self._part(self.sizes.read[request], chunk)
-            yield self._results(f"filter{request}.{chunk}", request, scanned, read, _stage_name(name, last))
+        for chunk in range(self._chunks()):
+            name = _piece("scan", request, chunk)
+            yield from self._cascade(name, request, chunk, "query")
+            yield self._results(request, chunk, self._decides(_stage_name(name, last)))
 
-    def _scanned_by(self, request: int, chunk: int, number: int) -> tuple[Ints, Ints]:
-        scanned, nbytes = self.sizes.scanned[number][request], self.sizes.scan_bytes[number][request]
-        return self._part(scanned, chunk), self._part(nbytes, chunk)
+    def _two_passes(self, request: int) -> Iterator[Work]:
+        """Score, return a histogram, learn the threshold; then scan again and hand over ids, chunk by chunk."""
+        last, first = len(self.stages) - 1, _piece("score", request)
+        yield from self._cascade(first, request, None, "query")
+        scanned = self._scanned_by(request, None, last)[0]
+        heads = self.model.kv_heads * self.model.q_per_kv * (self.batch if request == BATCH else 1)
+        up, down = heads * _BINS * _BIN_BYTES, heads * _THRESHOLD_BYTES
+        busy = np.minimum(scanned, 1)
+        yield Work(
+            _piece("histogram", request), "filter", "index", request, nbytes=busy * up, records=scanned, runs=busy,
+            flops=scanned * self.model.q_per_kv, after=self._decides(_stage_name(first, last)),
+        )  # fmt: skip
+        yield Work(
+            _piece("threshold", request), "filter", "index", request, nbytes=busy * down, records=busy, runs=busy,
+            after=((_piece("histogram", request), 0),),
+        )  # fmt: skip
+        for chunk in range(self._chunks()):
+            name = _piece("scan", request, chunk)
+            sizes = self._scanned_by(request, chunk, last)
+            yield self._scan(name, request, last, sizes, _piece("threshold", request))
+            yield self._results(request, chunk, ((_stage_name(name, last), 0),))
 
-    def _results(self, name: str, request: int, scanned: Ints, read: Ints, scan: str) -> Work:
+    def _scanned_by(self, request: int, chunk: int | None, number: int) -> tuple[Ints, Ints]:
+        scanned, nbytes = self.sizes.scanned[number], self.sizes.scan_bytes[number]
+        if request == BATCH:
+            return scanned.sum(axis=0), nbytes.sum(axis=0)
+        scanned, nbytes = scanned[request], nbytes[request]
+        return (scanned, nbytes) if chunk is None else (self._part(scanned, chunk), self._part(nbytes, chunk))
+
+    def _results(self, request: int, chunk: int, after: tuple[tuple[str, int], ...]) -> Work:
+        scanned, _ = self._scanned_by(request, chunk, len(self.stages) - 1)
+        read = self.sizes.read.sum(axis=0) if request == BATCH else self._part(self.sizes.read[request], chunk)
         nbytes = -(-scanned // 8) if self.placement.result == "bitmap" else read * _ID_BYTES
-        flops = scanned * self.model.q_per_kv
+        flops = 0 if self.placement.result == "histogram" else scanned * self.model.q_per_kv
         return Work(
-            name, "filter", "index", request, nbytes=nbytes, records=scanned, runs=np.minimum(nbytes, 1), flops=flops,
-            after=self._decides(scan),
+            _piece("filter", request, chunk), "filter", "index", request, nbytes=nbytes, records=scanned,
+            runs=np.minimum(nbytes, 1), flops=flops, after=after,
         )  # fmt: skip
 
     def _decides(self, scan: str) -> tuple[tuple[str, int], ...]:
@@ -231,7 +270,7 @@ class _Program:
         """A fetch waits for its ids; without a filter it runs ahead as far as the layer buffers reach."""
         if not self.stages:
             return (("survivors", _BUFFERED_LAYERS),)
-        if self.near_memory and self.placement.site != "pim":
+        if self.placement.per_request:
             return ((f"filter{request}.{chunk}", 0),)
         return (("filter", 0),)
 
@@ -261,12 +300,14 @@ class _Program:
         return 4 * self.model.head_dim * self.model.q_per_kv
 
     def _pieces(self) -> list[tuple[int, int]]:
-        chunks = self.placement.chunks if self.near_memory and self.placement.site != "pim" else 1
-        return [(request, chunk) for request in self.requests for chunk in range(chunks)]
+        return [(request, chunk) for request in self.requests for chunk in range(self._chunks())]
+
+    def _chunks(self) -> int:
+        return self.placement.chunks if self.near_memory and self.placement.per_request else 1
 
     def _part(self, sizes: Ints, chunk: int) -> Ints:
         """Share `chunk` of sizes, so that the shares sum to the whole."""
-        chunks = self.placement.chunks if self.near_memory and self.placement.site != "pim" else 1
+        chunks = self._chunks()
         return np.asarray(sizes * (chunk + 1) // chunks - sizes * chunk // chunks)
 
 
@@ -277,6 +318,13 @@ def _clause_bytes(streams: tuple[Stream, ...]) -> dict[int, int]:
         if stream.selected:
             found[stream.clause] = found.get(stream.clause, 0) + stream.record_bytes
     return found
+
+
+def _piece(name: str, request: int, chunk: int | None = None) -> str:
+    """Name a row that serves a request, or a chunk of it; one that serves the batch has the bare name."""
+    if request == BATCH:
+        return name
+    return f"{name}{request}" if chunk is None else f"{name}{request}.{chunk}"
 
 
 def _stage_name(name: str, number: int) -> str:

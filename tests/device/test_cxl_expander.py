@@ -11,7 +11,7 @@ GB = 10**9
 
 
 def expander(rig):
-    return CxlExpanderDevice(rig.env, rig.network, "cxl_exp0", EXPANDER)
+    return CxlExpanderDevice(rig.network, "cxl_exp0", EXPANDER)
 
 
 def path(machine, name="cxl_exp0", piece=4096, records=10**6):
@@ -67,4 +67,4 @@ def test_two_hosts_of_one_expander_share_its_media():
 
 def test_an_expander_without_a_filter_has_none():
     rig = Rig()
-    assert CxlExpanderDevice(rig.env, rig.network, "e", part("cxl1_expander_ddr4")).filter is None
+    assert CxlExpanderDevice(rig.network, "e", part("cxl1_expander_ddr4")).filter is None

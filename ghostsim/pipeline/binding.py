@@ -163,6 +163,8 @@ class Binder:
                 return self._bind_filter(name) if away else Bound(lambda row: self.gpu.select(row.flops), "gpu select")
             case "read":
                 return self._bind_read()
+            case "migrate" if name.startswith("recall"):
+                return self._bind_read()
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])

@@ -30,6 +30,7 @@ from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.evaluate import select
+from ghostsim.policy.needs import check_served
 from ghostsim.policy.placement import Placement, place
 from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import Trace, open_trace
@@ -153,7 +154,10 @@ def prepare(scenario: Scenario, base: Path | None = None, where: Where | None = 
     prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
     for label, run in scenario.runs.items():
         _check_filter(label, run, at)
-    return Prepared(models, prints, _workloads(scenario, models, prints, traces, at))
+    workloads = _workloads(scenario, models, prints, traces, at)
+    for label, run in scenario.runs.items():
+        check_served(run.policy, workloads[label], at("runs", label, "workload", "trace"))
+    return Prepared(models, prints, workloads)
 
 
 def _open_traces(scenario: Scenario, base: Path | None, at: Where) -> dict[str, Trace]:

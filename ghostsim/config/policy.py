@@ -190,10 +190,17 @@ Completion = Annotated[
 
 
 class Cache(Strict):
-    """Units that were read stay in HBM, up to `tokens`; `by` says which leaves first when room is needed."""
+    """Units that were read stay in HBM, up to `tokens`.
+
+    `by` says which leaves first when room is needed: the least recently used, or the lowest by the score that the first
+    stage of the cascade gives every unit, agreed among the query heads as the selector agrees (ArkVale's page scores).
+    `misses` says what becomes of a token that the cache lacks: it is read for the step and copied beside (RetroInfer),
+    or it moves into the cache first and is attended from there (ArkVale's recalls: their cause is migrate).
+    """
 
     tokens: Count
     by: Literal["lru", "score"] = "lru"
+    misses: Literal["read", "migrate"] = "read"
 
 
 class Read(Selector):
@@ -232,6 +239,12 @@ class Read(Selector):
             raise ValueError("found completion estimate without clusters, expected score: {centroid: {}}")
         if self.completion == "importance" and not isinstance(self.rule, Sample):
             raise ValueError("found completion importance without sampling, expected rule: {sample: 2}")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_has_scores_to_go_by(self) -> Read:
+        if self.cache is not None and self.cache.by == "score" and not self.scored:
+            raise ValueError(f"found cache.by score with the rule {first_key(self.rule)}, expected cache.by: lru")
         return self
 
     @property

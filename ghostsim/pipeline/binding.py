@@ -177,6 +177,8 @@ class Binder:
                 return self._bind_filter(name)
             case "read":
                 return self._bind_read()
+            case "migrate" if name.startswith("recall"):
+                return self._bind_read()
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])

@@ -37,10 +37,11 @@ class IndexStage:
 class Stream:
     """KV that moves in one way: the tokens of one KEEP clause, pinned or selected, in one form.
 
-    `op` is ``attend`` (as it is), ``decode`` (dequantised while it is attended) or ``read`` (fetched from its tier).
+    `op` is ``attend`` (as it is), ``decode`` (dequantised while it is attended), ``read`` (fetched from its tier) or
+    ``migrate`` (recalled from its tier into a cache; the same tokens are attended from there by another stream).
     """
 
-    op: Literal["attend", "decode", "read"]
+    op: Literal["attend", "decode", "read", "migrate"]
     role: Literal["hot", "warm", "cold"]
     clause: int
     """The KEEP clause whose tokens these are; keys and values may be streams of their own."""

@@ -106,6 +106,8 @@ class Part:
     """Whether pinned tokens have a copy in fp16: where the clause keeps anything outside HBM."""
     cached: bool = False
     """Whether tokens that were read stay in HBM."""
+    recalled: bool = False
+    """Whether tokens that are not in HBM move there first, to be attended from there with the others."""
 
     @property
     def moves_all(self) -> bool:
@@ -129,13 +131,15 @@ class Part:
 def parts_of(policy: Policy) -> tuple[Part, ...]:
     """Return what moves separately: keys and values together where they have one role and one kind of form."""
     parts: list[Part] = []
-    pinned, caches = pins_of(policy).pin != Pin(), policy.read.cache is not None
+    pinned, cache = pins_of(policy).pin != Pin(), policy.read.cache
     for i, keep in enumerate(policy.keep):
         k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
         together = roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format)
         copies = pinned and "cold" in roles
         for sides, role in [((k, v), roles[0])] if together else [((k,), roles[0]), ((v,), roles[1])]:
-            parts.append(Part(i, sides, role, copies, caches and role == "cold"))
+            cached = cache is not None and role == "cold"
+            recalled = cached and cache is not None and cache.misses == "migrate"
+            parts.append(Part(i, sides, role, copies, cached, recalled))
     return tuple(parts)
 
 
@@ -147,7 +151,7 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         size = sum(side_bytes(side, d) for side in part.sides)
         op: Literal["attend", "decode"] = "attend" if plain else "decode"
         here = Stream(op, "hot" if plain else "warm", part.clause, selected=True, record_bytes=size)
-        far = Stream("read", "cold", part.clause, selected=True, record_bytes=size)
+        far = Stream("migrate" if part.recalled else "read", "cold", part.clause, selected=True, record_bytes=size)
         copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
         streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role == "cold" else here]
         streams += [here] * part.cached

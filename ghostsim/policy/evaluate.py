@@ -30,6 +30,7 @@ from ghostsim.plan.selection import Selection
 from ghostsim.policy import variants
 from ghostsim.policy.costs import index_stages, streams_of
 from ghostsim.policy.head import evaluate_group
+from ghostsim.policy.needs import check_served
 from ghostsim.policy.rows import HeadRows, absent
 from ghostsim.trace.compose import Shape, Workload, compose
 from ghostsim.trace.format import open_trace
@@ -68,7 +69,14 @@ def select(
         Worker processes; 0 takes the number of processors, at most 4.
     progress
         Called with (heads done, heads in all).
+
+    Raises
+    ------
+    TraceError
+        If the workload lacks what a policy needs.
     """
+    for each in policies.values():
+        check_served(each, workload)
     keys = {name: content_key(policy, workload) for name, policy in policies.items()}
     found = {name: store.cached(key, name) for name, key in keys.items()}
     missing = {keys[name]: policies[name] for name, selection in found.items() if selection is None}

@@ -26,7 +26,7 @@ from ghostsim.policy.pages import outlier_pages
 from ghostsim.policy.residency import Residency
 from ghostsim.policy.rows import HeadRows, Sizes, empty_rows
 from ghostsim.policy.rules import Mask
-from ghostsim.policy.stages import Offer, Stage, Taken, take, take_together
+from ghostsim.policy.stages import Offer, Stage, Taken, agreed_scores, take, take_together
 from ghostsim.trace.compose import Head
 
 # --- setting up -------------------------------------------------------------------------------------------------
@@ -156,9 +156,12 @@ def _run_block(runs: Sequence[Sequence[Evaluation]], parts: Sequence[Block], hea
 
 def _run_step(together: Sequence[Evaluation], parts: Sequence[Block], i: int, oracles: Sequence[Oracle]) -> None:
     steps = [run.open(block, i, oracle) for run, block, oracle in zip(together, parts, oracles, strict=True)]
-    first = together[0]
+    first, cache = together[0], together[0].policy.read.cache
     for number, stage in enumerate((*first.stages, *first.extra)):
         offers = [run.ask(step, number) for run, step in zip(together, steps, strict=True)]
+        if number == 0 and cache is not None and cache.by == "score":
+            for step, worth in zip(steps, agreed_scores(stage.selector, offers), strict=True):
+                step.worth = worth
         for run, step, taken in zip(together, steps, _take(together, number, stage, offers), strict=True):
             run.give(step, number, taken)
     for run, step in zip(together, steps, strict=True):

@@ -68,8 +68,9 @@ def step_bytes(
 ) -> Iterable[tuple[str, str, int]]:
     """Return (op, role, bytes) of one step of one KV head; operations that move nothing are left out.
 
-    Tokens that KEEP stores hot are attended in place, others are read from their tier first. ``migrate`` is the
-    bookkeeping that a clause rewrites at every step; ``write`` is the new token.
+    Tokens that KEEP stores hot are attended in place, others are read from their tier first. ``migrate`` is what a
+    cache recalls, before it is attended there, and the bookkeeping that a clause rewrites at every step; ``write`` is
+    the new token.
     """
     moved: dict[tuple[str, str], int] = {}
     for nbytes in selection.scan_bytes[:, row, step].tolist():

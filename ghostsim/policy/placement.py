@@ -19,6 +19,7 @@ from ghostsim.config.policy import Policy
 from ghostsim.config.rules import Certify
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
+from ghostsim.policy.costs import format_bytes
 
 Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap", "histogram"]
@@ -94,9 +95,12 @@ class _Program:
         self.apart = placement.kv_tier != "hbm"
         self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
         self.layers = selection.unit_of.shape[1]
-        self.token_bytes = max(_clause_bytes(selection.streams).values())
+        self.token_bytes = max(format_bytes(keep.format, model.head_dim) for keep in policy.keep)
         self.near_memory = bool(self.stages) and placement.near_memory
         self.selects = self.apart or bool(self.stages)
+        cache = policy.read.cache
+        self.recalls = cache is not None and cache.misses == "migrate"
+        self.fetch = "recall" if self.recalls else "read"
 
     def rows(self) -> Iterator[Work]:
         """Yield the rows of one layer in the order in which they may start."""
@@ -261,7 +265,8 @@ class _Program:
             tokens = self._part(moved.tokens[request], chunk)
             runs = np.minimum(self._part(self.sizes.runs[request], chunk), tokens)
             yield Work(
-                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1,
+                f"{self.fetch}{request}.{chunk}", "migrate" if self.recalls else "read", "cold", request,
+                stage=len(self.stages) or 1,
                 record_bytes=moved.record_bytes, nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
                 runs=runs, after=self._may_read(request, chunk),
             )  # fmt: skip
@@ -281,7 +286,7 @@ class _Program:
         here, fetched = self.sizes.here, self.sizes.fetched
         role: Role = "hot" if self.apart else "cold"
         op: Op = "decode" if here.lossy or fetched.lossy else "attend"
-        waits = tuple((f"read{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
+        waits = tuple((f"{self.fetch}{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
@@ -289,9 +294,12 @@ class _Program:
         )  # fmt: skip
 
     def _landed(self) -> Ints:
-        """Return the bytes of the tokens that are attended from HBM after they came from their tier."""
+        """Return the bytes of the tokens that are attended from HBM after they came from their tier.
+
+        What was recalled into a cache is attended with the rest of it.
+        """
         landed = self.sizes.fetched.nbytes.sum(axis=0)
-        return np.asarray(landed if self.apart else np.zeros_like(landed))
+        return np.asarray(landed if self.apart and not self.recalls else np.zeros_like(landed))
 
     # --- arithmetic ---
 
@@ -309,15 +317,6 @@ class _Program:
         """Share `chunk` of sizes, so that the shares sum to the whole."""
         chunks = self._chunks()
         return np.asarray(sizes * (chunk + 1) // chunks - sizes * chunk // chunks)
-
-
-def _clause_bytes(streams: tuple[Stream, ...]) -> dict[int, int]:
-    """Return the bytes of a token of each KEEP clause, K and V together."""
-    found: dict[int, int] = {}
-    for stream in streams:
-        if stream.selected:
-            found[stream.clause] = found.get(stream.clause, 0) + stream.record_bytes
-    return found
 
 
 def _piece(name: str, request: int, chunk: int | None = None) -> str:
@@ -363,10 +362,12 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
 def _ways(streams: tuple[Stream, ...], *, selects: bool, apart: bool) -> tuple[list[list[int]], list[int], list[int]]:
     """Return the streams that are attended at once (as they are, dequantised), after selection, and after a fetch.
 
-    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there.
+    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there. Where
+    it is not, nothing is recalled.
     """
     at_once = [i for i, stream in enumerate(streams) if not (stream.selected and selects)]
-    later = [i for i, stream in enumerate(streams) if stream.selected and selects]
+    there = [i for i, stream in enumerate(streams) if apart or stream.op != "migrate"]
+    later = [i for i in there if streams[i].selected and selects]
     cold = [i for i in later if streams[i].role == "cold"] or later
     fetched = cold if apart else []
     plain = [i for i in at_once if streams[i].op != "decode"]

@@ -114,6 +114,15 @@ def take_together(selector: Selector, offers: Sequence[Offer]) -> list[Taken]:
     return [Taken(mask, offer.units.spread(mask)) for mask, offer in zip(masks, offers, strict=True)]
 
 
+def agreed_scores(selector: Selector, offers: Sequence[Offer]) -> list[Array]:
+    """Return the score [tokens] of the unit of each cold token, as the query heads of each head, or of all, agree."""
+    scores = [_reducible(selector, offer.scores) for offer in offers]
+    if selector.scope != "head" and selector.together == "set":
+        scores = [np.concatenate(scores)] * len(offers)
+    how = "max" if selector.reduce == "any" else selector.reduce
+    return [offer.units.repeat(combined(each, how)[None])[0] for offer, each in zip(offers, scores, strict=True)]
+
+
 def _counted(selector: Selector, scores: Sequence[Array], most: int) -> list[Mask]:
     """Let every query head take as many as all would take on average, at most `most` (InfiniGen)."""
     alone = [np.count_nonzero(_near(selector, row)) for part in scores for row in part]

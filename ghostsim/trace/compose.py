@@ -175,9 +175,12 @@ class Workload:
         """Return the queries [heads, W, d] of the last tokens before step 0, before rotation."""
         own, sequence = self.trace_of(request), self.sequences[request]
         decoded = own.q[: sequence.offset, layer, heads].swapaxes(0, 1)
+        return np.concatenate([own.q_prompt[layer, heads], decoded], axis=1)[:, -self.prompt_queries(request) :]
+
+    def prompt_queries(self, request: int) -> int:
+        """Return how many queries of the last tokens before step 0 a request holds."""
         # Only the queries of the own document's last piece have their place in the context.
-        count = min(own.prompt_queries, sequence.pieces[-1].length - self.steps)
-        return np.concatenate([own.q_prompt[layer, heads], decoded], axis=1)[:, -count:]
+        return min(self.trace_of(request).prompt_queries, self.sequences[request].pieces[-1].length - self.steps)
 
     def _rows(self) -> Array:
         return np.empty((self.context + self.steps, self.shape.head_dim), dtype=self.dtype)

@@ -102,6 +102,15 @@ def test_a_byte_counts_on_every_link_of_its_route():
     assert kv["cxl1"]["kv"] == pytest.approx(total / 2, abs=1)
 
 
+def test_a_recall_is_migration_on_its_link_and_on_the_path():
+    done = run("arkvale", OFFLOAD)
+    found, read = run_metrics(done.record), done.record.selection.read_tokens.sum() / 4 * 512
+    assert found["bytes_per_step"]["dram"]["kv"] == found["bytes_per_step"]["pcie0"]["kv"] == 0
+    assert found["bytes_per_step"]["pcie0"]["migrate"] == pytest.approx(read + 2 * 3 * 8 * 512)
+    path = found["critical_path_ms"]
+    assert path["migrate"] > path["fetch_queue"] + path["fetch_service"] == 0
+
+
 def test_a_scan_near_memory_crosses_no_link():
     record = run("ghostkv", CXL).record
     links = moved(record.plan, record.bound)

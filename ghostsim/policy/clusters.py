@@ -8,7 +8,7 @@ import numpy as np
 
 from ghostsim.config.scores import Centroid
 from ghostsim.policy.exact import Array, Block, Ints, softcapped
-from ghostsim.policy.indexes import Claim, rounded_up, unit_roundoff
+from ghostsim.policy.indexes import Claim, ball_radius, unit_roundoff
 from ghostsim.policy.units import Units, cluster_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
@@ -65,9 +65,7 @@ def _radii(keys: Array, labels: Ints, centres: Array) -> Array:
     reach = np.linalg.norm(keys - centres[labels], axis=1)
     radii = np.zeros(len(centres), dtype=keys.dtype)
     np.maximum.at(radii, labels, reach)
-    size = np.linalg.norm(centres, axis=1)
-    up = np.nan_to_num(rounded_up(radii * (1 + gamma) + gamma * size).astype(keys.dtype), posinf=1e12)
-    return np.asarray(up + 2 * gamma * (size + up))
+    return ball_radius(radii, np.linalg.norm(centres, axis=1), gamma)
 
 
 def spherical_kmeans(keys: Array, k: int, rounds: int) -> Ints:

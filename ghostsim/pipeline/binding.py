@@ -26,7 +26,7 @@ from ghostsim.engine.server import FifoServer
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
-from ghostsim.policy.placement import Placement
+from ghostsim.policy.placement import REFIT, Placement
 
 
 class Row(NamedTuple):
@@ -161,6 +161,8 @@ class Binder:
                 return self._bind_scan(int(plan.stage[i]), away=away)
             case "filter":
                 return self._bind_filter(name) if away else Bound(lambda row: self.gpu.select(row.flops), "gpu select")
+            case "migrate" if away and name == REFIT:
+                return self._bind_read()
             case "read":
                 return self._bind_read()
             case "write" | "migrate" | "ghostify":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,21 @@ class Block:
     def steps(self) -> int:
         """Decode steps in the block."""
         return len(self.positions)
+
+    def part(self, steps: slice) -> Block:
+        """Return some of the steps, with the positions of all."""
+        return replace(
+            self,
+            first=self.first + steps.start,
+            positions=self.positions[steps],
+            begins=self.begins[steps],
+            queries=self.queries[steps],
+            products=self.products[steps],
+            scores=self.scores[steps],
+            peak=self.peak[steps],
+            weights=self.weights[steps],
+            total=self.total[steps],
+        )
 
     @cached_property
     def top(self) -> Ints:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ghostsim.config.policy import Policy
-from ghostsim.config.scores import MeanScore
+from ghostsim.config.scores import MeanScore, Score
 from ghostsim.errors import TraceError
 from ghostsim.policy import scoring
 from ghostsim.policy.attended import exact_output
@@ -50,7 +51,7 @@ class _Indexes:
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self._built: dict[tuple[str, int, int], scoring.Index] = {}
+        self._built: dict[tuple[str, int, int, int], scoring.Index] = {}
 
     def stage(self, policy: Policy, number: int, fit: slice) -> Stage:
         """Return stage `number` of a policy's READ."""
@@ -58,10 +59,25 @@ class _Indexes:
         selector = (*read.cascade, *read.also, *read.less)[number]
         if not selector.scored or selector.score is None:
             return Stage(selector, self.head, None)
-        key = (selector.score.model_dump_json(), fit.start, fit.stop)
+        return Stage(selector, self.head, functools.partial(self._index, selector.score, fit))
+
+    def _index(self, score: Score, fit: slice, step: int) -> scoring.Index:
+        """Return the index of a score as it is built at a decode step: as if the prompt had ended there."""
+        key = (score.model_dump_json(), fit.start, fit.stop, step)
         if key not in self._built:
-            self._built[key] = scoring.build(selector.score, self.head, fit)
-        return Stage(selector, self.head, self._built[key])
+            moved = slice(fit.start, fit.stop + step)
+            self._built[key] = scoring.build(score, after(self.head, step), moved)
+        return self._built[key]
+
+
+def after(head: Head, steps: int) -> Head:
+    """Return a head whose prompt has grown by some decode steps."""
+    prompt = np.concatenate([head.prompt_queries, head.queries[:steps]])[steps:]
+    return (
+        head
+        if not steps
+        else replace(head, context=head.context + steps, queries=head.queries[steps:], prompt_queries=prompt)
+    )
 
 
 def _resident(policy: Policy, head: Head) -> Mask | None:

@@ -172,7 +172,7 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
         index=per_step(selection.scan_bytes.sum(axis=0)),
         hbm=per_step(selection.stream_bytes[~far].sum(axis=0)),
         fetched=per_step(selection.stream_bytes[far].sum(axis=0)),
-        migrate=per_step(selection.state_bytes),
+        migrate=per_step(selection.state_bytes + selection.refit_bytes + selection.rewritten_bytes),
         lost_mean=_mean(selection.lost_mass, weights),
         lost_max=float(selection.lost_mass.max()),
         certified_max=None if certified is None else float(certified.max()),

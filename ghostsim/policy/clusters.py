@@ -74,13 +74,10 @@ def build_clusters(keys: Array, formed: int, fit: slice, centroid: Centroid) -> 
         k = -(-len(part) // centroid.tokens)
         labels[start : start + len(part)] = count + spherical_kmeans(part, k, centroid.rounds)
         count += k
-    order = np.argsort(labels, kind="stable")
-    present, starts = np.unique(labels[order], return_index=True)
-    centres = np.zeros((count, keys.shape[1]), dtype=keys.dtype)
-    sums = np.add.reduceat(prompt[order], starts, axis=0)
-    centres[present] = sums / np.diff(np.append(starts, formed))[:, None].astype(keys.dtype)
+    members = np.bincount(labels, minlength=count)
+    centres = summed(prompt, labels, count) / np.maximum(members, 1)[:, None].astype(keys.dtype)
     if centroid.joins:
-        labels = np.concatenate([labels, nearest(keys[formed:], centres, present)])
+        labels = np.concatenate([labels, nearest(keys[formed:], centres, np.flatnonzero(members))])
     away = np.linalg.norm(keys[: len(labels)] - centres[labels], axis=1)
     return ClusterIndex(centres, labels, away, formed, formed - fit.stop, "score" if centroid.radius else None)
 
@@ -92,6 +89,15 @@ def nearest(keys: Array, centres: Array, present: Ints) -> Ints:
     return np.asarray(present[np.argmin(distance, axis=1)])
 
 
+def summed(rows: Array, labels: Ints, count: int) -> Array:
+    """Return the sums [count, d] of the `rows` [n, d] of each label, added up in their order."""
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    out = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+    out[present] = np.add.reduceat(rows[order], starts, axis=0)
+    return out
+
+
 def spherical_kmeans(keys: Array, k: int, rounds: int) -> Ints:
     """Return the cluster [n] of each key by the cosine of mean-centred keys; ties to the lower cluster."""
     centred = (keys - keys.mean(axis=0)).astype(np.float32)
@@ -101,8 +107,7 @@ def spherical_kmeans(keys: Array, k: int, rounds: int) -> Ints:
     labels = np.zeros(len(keys), dtype=np.int64)
     for _ in range(rounds):
         labels = np.argmax(unit @ centres.T, axis=1)
-        sums = np.zeros_like(centres)
-        np.add.at(sums, labels, unit)
+        sums = summed(unit, labels, k)
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(length > _TINY, sums / np.maximum(length, _TINY), centres)
     return labels

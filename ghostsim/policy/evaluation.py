@@ -106,7 +106,7 @@ class Evaluation:
         if errors is None or (plain and not np.any(self.rows.lost_mass[steps])):
             return
         self.reader = self.reader or Reader(self.policy, self.head)
-        index = self.stages[0].first
+        index = self.stages[0].index(block.first)
         clusters = index if isinstance(index, ClusterIndex) else None
         given = self.reader.output(block, self.reads, self.notes, clusters)
         errors[steps] = relative_error(given, exact())

@@ -68,6 +68,19 @@ class Block:
             total=self.total[steps],
         )
 
+    def query_head(self, j: int) -> Block:
+        """Return query head j alone."""
+        one = slice(j, j + 1)
+        return replace(
+            self,
+            queries=self.queries[:, one],
+            products=self.products[:, one],
+            scores=self.scores[:, one],
+            peak=self.peak[:, one],
+            weights=self.weights[:, one],
+            total=self.total[:, one],
+        )
+
     @cached_property
     def top(self) -> Ints:
         """[n, g, 32] positions of the largest scores, best first, ties to the lower position; -1 pads."""
@@ -84,10 +97,11 @@ def blocks(head: Head, elements: int = BLOCK_ELEMENTS) -> Iterator[Block]:
     steps, g, _ = head.queries.shape
     size = max(1, elements // (g * len(head.keys)))
     for first in range(0, steps, size):
-        yield _block(head, first, min(first + size, steps))
+        yield block_of(head, first, min(first + size, steps))
 
 
-def _block(head: Head, first: int, end: int) -> Block:
+def block_of(head: Head, first: int, end: int) -> Block:
+    """Return steps first .. end of a head as one block."""
     positions = np.arange(head.context + first, head.context + end, dtype=np.int64)
     begins = np.maximum(0, positions - head.window + 1) if head.window else np.zeros_like(positions)
     queries = head.queries[first:end]

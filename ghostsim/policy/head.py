@@ -46,7 +46,7 @@ def _asked(policy: Policy, head: Head) -> Array:
             return head.q_ahead
 
 
-class _Indexes:
+class Indexes:
     """The indexes of a head, each built once for all policies."""
 
     def __init__(self, head: Head) -> None:
@@ -92,7 +92,7 @@ def _resident(policy: Policy, head: Head) -> Mask | None:
     return mask
 
 
-def _start(policy: Policy, head: Head, indexes: _Indexes, norms: Array, kv_heads: int) -> Evaluation:
+def _start(policy: Policy, head: Head, indexes: Indexes, norms: Array, kv_heads: int) -> Evaluation:
     pins, read, d = pins_of(policy), policy.read, head.keys.shape[1]
     fit = fitting_rows(pins, head.context)
     stages = [indexes.stage(policy, n, fit) for n in range(len(read.cascade))]
@@ -138,7 +138,7 @@ def evaluate_heads(policies: Sequence[Policy], head: Head) -> list[HeadRows]:
 
 def evaluate_group(policies: Sequence[Policy], heads: Sequence[Head]) -> list[list[HeadRows]]:
     """Evaluate policies on heads that may choose together, all of one request; return rows by policy and head."""
-    table = [_Indexes(head) for head in heads]
+    table = [Indexes(head) for head in heads]
     norms = [row_norms(head.keys) for head in heads]
     runs = [
         [_start(policy, head, table[h], norms[h], len(heads)) for h, head in enumerate(heads)] for policy in policies

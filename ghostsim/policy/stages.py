@@ -53,11 +53,6 @@ class Stage:
         self._every = selector.refresh.steps if isinstance(selector.refresh, Steps) else None
         self._scores: list[Array] = []
 
-    @property
-    def first(self) -> Index | None:
-        """The index as it is when the decode starts."""
-        return None if self._built is None else self._built(0)
-
     def begin(self, block: Block, asked: Array) -> None:
         """Score the units of a block for the queries `asked` [n, g, d], each step by the index that it finds."""
         if self._built is None:
@@ -85,11 +80,14 @@ class Stage:
             together = list(steps)
             yield start, slice(together[0] - block.first, together[-1] + 1 - block.first)
 
+    def index(self, step: int) -> Index | None:
+        """Return the index that a step finds."""
+        return None if self._built is None else self._built(self._since(step))
+
     def units(self, cold: Cold) -> Units:
         """Return the units of the cold tokens of a step."""
-        if self._built is None:
-            return token_units(cold.c0, cold.c1)
-        return self._built(self._since(cold.block.first + cold.step)).units(cold.c0, cold.c1)
+        index = self.index(cold.block.first + cold.step)
+        return token_units(cold.c0, cold.c1) if index is None else index.units(cold.c0, cold.c1)
 
     def offer(self, cold: Cold, alive: Mask | None, gone: Floats) -> Offer:
         """Return the units of the cold tokens; those without a token `alive` [tokens] cannot be taken."""

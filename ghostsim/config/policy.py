@@ -12,6 +12,7 @@ from ghostsim.config.formats import FP16, KeptFormat
 from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK
 from ghostsim.config.scores import (
     AgeScore,
+    CentroidScore,
     HistScore,
     Kind,
     LshScore,
@@ -21,6 +22,7 @@ from ghostsim.config.scores import (
     Share,
     Unit,
     first_key,
+    fitted,
     kind_of,
     page_of,
     unit_of,
@@ -76,6 +78,12 @@ class Heads(Strict):
     """Fields of the selector that differ for heads of a class."""
 
 
+class Steps(Strict):
+    """Every so many steps."""
+
+    steps: Count
+
+
 def _everything(value: Any) -> Any:
     return {"rule": "all"} if value == "all" else value
 
@@ -90,6 +98,8 @@ class Selector(Strict):
     rule: Rule
     score: Score | None = None
     unit: Unit | None = None
+    refresh: Literal["never"] | Steps = "never"
+    """When the index is built again on the tokens that are there by then; records are written as tokens turn cold."""
     pin: Pin = Pin()
     layers: Layers = Layers()
     heads: Heads = Heads()
@@ -133,6 +143,11 @@ class Selector(Strict):
             self._check_certificate(kind_of(self.score))
         if isinstance(self.rule, Sample) and not isinstance(self.score, LshScore):
             raise ValueError(f"found sample on the score {first_key(self.score)}, expected lsh")
+        if self.refresh != "never" and not fitted(self.score):
+            raise ValueError(
+                f"found refresh for the score {first_key(self.score)}, of which nothing is fitted, "
+                "expected one of qkeys, sketch, chan, centroid, lsh"
+            )
         unit = unit_of(self.score)
         if self.unit is not None and self.unit != unit:
             raise ValueError(f"found unit {self.unit} for the score {first_key(self.score)}, expected {unit}")
@@ -237,6 +252,9 @@ class Read(Selector):
             raise ValueError("found certify with lag, also or less, expected it alone: the proof is of this query")
         if isinstance(self.completion, Estimate) and unit_of(self.score) != "cluster":
             raise ValueError("found completion estimate without clusters, expected score: {centroid: {}}")
+        ageing = self.refresh != "never" or (isinstance(self.score, CentroidScore) and self.score.centroid.joins)
+        if ageing and (isinstance(self.completion, Estimate) or self.completion == "importance"):
+            raise ValueError("found refresh or joins with a completion from the index, expected renormalise or track")
         if self.completion == "importance" and not isinstance(self.rule, Sample):
             raise ValueError("found completion importance without sampling, expected rule: {sample: 2}")
         return self
@@ -260,12 +278,6 @@ class Read(Selector):
 
 
 # --- KEEP ---------------------------------------------------------------------------------------------------
-
-
-class Steps(Strict):
-    """Every so many steps."""
-
-    steps: Count
 
 
 class Overflow(Strict):

@@ -137,13 +137,15 @@ class Ellipsoid(Strict):
 class Centroid(Strict):
     """Centres of spherical k-means clusters of about `tokens` keys, formed per `segment` of the prompt.
 
-    `radius` stores how far the members reach: an upper bound; without, an estimate.
+    `radius` stores how far the members reach: an upper bound; without, an estimate. With `joins` a token that turns
+    cold after the clusters were formed joins the nearest centre, and its radius grows; without, it is read always.
     """
 
     tokens: Count = 16
     segment: Count = 8192
     rounds: Count = 10
     radius: bool = False
+    joins: bool = False
 
 
 class QKeys(Strict):
@@ -419,6 +421,11 @@ def kind_of(score: Score) -> Kind:
             return "claimed"
         case _:
             return "prior"
+
+
+def fitted(score: Score | None) -> bool:
+    """Whether something of a score's index is fitted on the keys that stand when it is built, so that it may age."""
+    return isinstance(score, QKeysScore | SketchScore | ChanScore | CentroidScore | LshScore)
 
 
 def page_of(score: Score | None) -> int:

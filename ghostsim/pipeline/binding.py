@@ -28,7 +28,7 @@ from ghostsim.engine.server import FifoServer
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
-from ghostsim.policy.placement import Placement
+from ghostsim.policy.placement import REFIT, Placement
 
 _DECIDED = "threshold"
 _DOWN = ("query", _DECIDED)
@@ -177,7 +177,7 @@ class Binder:
                 return self._bind_filter(name)
             case "read":
                 return self._bind_read()
-            case "migrate" if name.startswith("recall"):
+            case "migrate" if name.startswith("recall") or (away and name == REFIT):
                 return self._bind_read()
             case "write" | "migrate" | "ghostify":
                 return (

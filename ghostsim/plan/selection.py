@@ -89,6 +89,10 @@ class Selection:
     """[K, U, S] their bytes."""
     state_bytes: Ints
     """[U, S] bookkeeping that is rewritten."""
+    refit_bytes: Ints
+    """[U, S] keys that are read to build indexes again."""
+    rewritten_bytes: Ints
+    """[U, S] records that are then written again."""
     lost_mass: Floats
     """[U, S, g] attention mass outside the read set."""
     certified_mass: Floats | None

@@ -22,7 +22,7 @@ from ghostsim.policy.cold import (
     exponentials,
     masked_sum,
 )
-from ghostsim.policy.costs import Part, state_bytes
+from ghostsim.policy.costs import Part, side_bytes, state_bytes
 from ghostsim.policy.exact import Array, Block, Floats, wide_sum
 from ghostsim.policy.keep import Clause, stored_by_each, union
 from ghostsim.policy.residency import Residency
@@ -111,7 +111,7 @@ class Evaluation:
         if errors is None or (plain and not np.any(self.rows.lost_mass[steps])):
             return
         self.reader = self.reader or Reader(self.policy, self.head)
-        index = self.stages[0].index
+        index = self.stages[0].index(block.first)
         clusters = index if isinstance(index, ClusterIndex) else None
         given = self.reader.output(block, self.reads, self.notes, clusters)
         errors[steps] = relative_error(given, exact())
@@ -259,6 +259,17 @@ class Evaluation:
         rows.hot_tokens[s] = step.own + 1 - step.begin - size
         rows.stored_tokens[s] = step.own + 1 if step.stored is None else np.count_nonzero(step.stored)
         rows.state_bytes[s] = state_bytes(self.policy.keep, int(rows.stored_tokens[s]))
+        self._refresh(s, step)
+
+    def _refresh(self, s: int, step: Step) -> None:
+        """Count what building indexes again moves: the cold keys once, and a record of every unit."""
+        stages = zip((*self.stages, *self.extra), self.cost_of, strict=True)
+        due = [(stage, self.costs[row]) for stage, row in stages if row is not None and stage.due(s)]
+        if not due:
+            return
+        tokens = step.cold.size if step.there is None else int(np.count_nonzero(step.there))
+        self.rows.refit_bytes[s] = tokens * side_bytes(self.policy.keep[0].format.k, self.head.keys.shape[1])
+        self.rows.rewritten_bytes[s] = sum(cost.nbytes(stage.units(step.cold).count) for stage, cost in due)
 
     def _stream(self, s: int, step: Step, mask: Mask, read: Mask) -> None:
         """Count the tokens that move in each way, and their bytes."""

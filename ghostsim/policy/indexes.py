@@ -160,6 +160,22 @@ def _error_norms(error: Array, size: Array, gamma: float) -> Array:
     return np.asarray(rho + 2 * gamma * (size + rho))
 
 
+def ball_radius(reach: Array, size: Array, gamma: float) -> Array:
+    """Return the radii that are stored for balls that reach so far, plus what accumulation may add per ||q||.
+
+    Parameters
+    ----------
+    reach
+        Largest distance of a member from the stored centre, as computed in the keys' precision.
+    size
+        Norm of the stored centre.
+    gamma
+        Relative error of a product with the centre.
+    """
+    radius = _finite(rounded_up(reach * (1 + gamma) + gamma * size), reach.dtype)
+    return np.asarray(radius + 2 * gamma * (size + radius))
+
+
 def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None = None) -> TokenIndex:
     """Project `keys` [n, d] to the numbers of `sketch`; basis and ranges are fitted on the rows `fit`.
 

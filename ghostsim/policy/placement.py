@@ -19,7 +19,7 @@ from ghostsim.config.policy import Policy
 from ghostsim.config.rules import Certify
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
-from ghostsim.policy.costs import format_bytes
+from ghostsim.policy.costs import format_bytes, side_bytes
 
 Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap", "histogram"]
@@ -32,6 +32,8 @@ _THRESHOLD_BYTES = 4
 _QUERY_BITS = 8
 """Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
+REFIT = "refit"
+"""The row that reads keys to build an index again: a migration from its tier, not to it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class _Sizes:
     read: Ints
     runs: Ints
     state: Ints
+    refit: Ints
+    rewritten: Ints
     scanned: tuple[Ints, ...]
     scan_bytes: tuple[Ints, ...]
 
@@ -107,6 +111,7 @@ class _Program:
         yield self._gemm("qkv", self.model.qkv_weights, (("head", 1),))
         yield from self._store()
         yield from self._attend_near()
+        yield from self._refresh()
         yield from self._state()
         if self.stages:
             yield from self._near_scan() if self.near_memory else self._gpu_scan()
@@ -162,6 +167,24 @@ class _Program:
                 "ghostify", "ghostify", "index", record_bytes=size, nbytes=leaving * size, records=leaving,
                 runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
+
+    def _refresh(self) -> Iterator[Work]:
+        """Read the cold keys again and write new records; the scan goes on in the old ones meanwhile."""
+        if not self.sizes.refit.any():
+            return
+        keys, nbytes = self.sizes.refit.sum(axis=0), self.sizes.rewritten.sum(axis=0)
+        yield Work(
+            REFIT, "migrate", "cold", record_bytes=self._key_bytes, nbytes=keys, records=keys // self._key_bytes,
+            runs=np.minimum(keys, self.batch * self.model.kv_heads), after=(("qkv", 0), (REFIT, self.layers)),
+        )  # fmt: skip
+        yield Work(
+            "rewrite", "ghostify", "index", nbytes=nbytes, records=keys // self._key_bytes,
+            runs=np.minimum(nbytes, self.batch * self.model.kv_heads), after=((REFIT, 0), ("rewrite", self.layers)),
+        )  # fmt: skip
+
+    @property
+    def _key_bytes(self) -> int:
+        return side_bytes(self.policy.keep[0].format.k, self.model.head_dim)
 
     def _state(self) -> Iterator[Work]:
         """Rewrite the bookkeeping of every kept token."""
@@ -354,6 +377,8 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
         read=per_request(selection.read_tokens),
         runs=per_request(selection.read_runs),
         state=per_request(selection.state_bytes),
+        refit=per_request(selection.refit_bytes),
+        rewritten=per_request(selection.rewritten_bytes),
         scanned=tuple(per_request(each) for each in selection.scanned),
         scan_bytes=tuple(per_request(each) for each in selection.scan_bytes),
     )

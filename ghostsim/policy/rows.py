@@ -30,6 +30,8 @@ class HeadRows:
     stream_tokens: Ints
     stream_bytes: Ints
     state_bytes: Ints
+    refit_bytes: Ints
+    rewritten_bytes: Ints
     lost_mass: Floats
     certified_mass: Floats | None
     violations: Ints | None
@@ -98,6 +100,8 @@ def empty_rows(policy: Policy, sizes: Sizes, *, values: bool) -> HeadRows:
         stream_tokens=whole(sizes.streams, *step),
         stream_bytes=whole(sizes.streams, *step),
         state_bytes=whole(*step),
+        refit_bytes=whole(*step),
+        rewritten_bytes=whole(*step),
         lost_mass=np.zeros(query),
         certified_mass=mass("certified_mass"),
         violations=None if "violations" in missing else whole(*query),

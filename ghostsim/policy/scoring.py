@@ -70,7 +70,7 @@ def build(score: Score, head: Head, fit: slice) -> Index:
         case PublishedScore(published=published):
             return indexes.build_published(head.keys, published)
         case CentroidScore(centroid=centroid):
-            return clusters.build_clusters(head.keys[: head.context], centroid)
+            return clusters.build_clusters(head.keys, head.context, fit, centroid)
         case LshScore(lsh=lsh):
             return orders.build_lsh(head, fit, lsh)
         case BoxScore() | MeanScore() | BallScore() | SubspacesScore() | EllipsoidScore():

@@ -172,7 +172,10 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
         index=per_step(selection.scan_bytes.sum(axis=0)),
         hbm=per_step(selection.stream_bytes[ways == "hbm"].sum(axis=0)),
         fetched=per_step(selection.stream_bytes[ways == "fetched"].sum(axis=0)),
-        migrate=per_step(selection.stream_bytes[ways == "migrate"].sum(axis=0) + selection.state_bytes),
+        migrate=per_step(
+            selection.stream_bytes[ways == "migrate"].sum(axis=0)
+            + selection.state_bytes + selection.refit_bytes + selection.rewritten_bytes
+        ),  # fmt: skip
         lost_mean=_mean(selection.lost_mass, weights),
         lost_max=float(selection.lost_mass.max()),
         certified_max=None if certified is None else float(certified.max()),

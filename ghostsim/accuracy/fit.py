@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
-from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu_parts
+from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu, spec_of
 from ghostsim.accuracy.table import Measurement, read, schemas
 from ghostsim.seeding import generator
 from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
@@ -177,24 +177,24 @@ def _attention_model(whole: tuple[int, int]) -> Build:
     """Return the attention model with the whole-number constants `whole`."""
 
     def build(rows: Sequence[Measurement]) -> Model:
-        shapes = [(gpu_parts()[row.part].spec, attention_shape(row.row)) for row in rows]
+        shapes = [(spec_of(row.part), attention_shape(row.row)) for row in rows]
         return lambda x: np.array(
-            [decode_attention_us(spec, _attention_params(x, whole), shape) for spec, shape in shapes]
+            [decode_attention_us(part, _attention_params(x, whole), shape) for part, shape in shapes]
         )
 
     return build
 
 
 def _gemm_model(rows: Sequence[Measurement]) -> Model:
-    shapes = [(gpu_parts()[row.part].spec, gemm_shape(row.row)) for row in rows]
-    return lambda x: np.array([gemm_us(spec, GemmParams(*x), shape) for spec, shape in shapes])
+    shapes = [(spec_of(row.part), gemm_shape(row.row)) for row in rows]
+    return lambda x: np.array([gemm_us(part, GemmParams(*x), shape) for part, shape in shapes])
 
 
 def _by_family(rows: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
     """Group attention rows by architecture and family; one query head per KV head is a kernel of its own if fitted."""
     groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _SLOTS_AND_SPLITS}
     for row in rows:
-        arch, name = gpu_parts()[row.part].architecture, family(row.row)
+        arch, name = gpu(row.part).architecture.name, family(row.row)
         own = (arch, f"{name}_mha")
         groups[own if own in groups and row.row["q_heads"] == row.row["kv_heads"] else (arch, name)].append(row)
     return groups
@@ -216,7 +216,7 @@ def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
     """Fit the GEMM of every architecture."""
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        groups.setdefault(gpu_parts()[row.part].architecture, []).append(row)
+        groups.setdefault(gpu(row.part).architecture.name, []).append(row)
     return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}") for arch, group in groups.items()}
 
 

@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import cast, get_args
 
-from ghostsim import bundled
 from ghostsim.accuracy.table import Row
-from ghostsim.config.hardware import GpuArch
+from ghostsim.config import catalogue
+from ghostsim.config.document import read
+from ghostsim.config.hardware import Gpu
 from ghostsim.config.load import load_part
-from ghostsim.devices.gpu_arch import attention_params, gemm_params
+from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
 from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
 from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, mram_dma_cycles
-from ghostsim.units import BANDWIDTH, BYTES, FLOP_RATE
 
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
 DPUS = {"UPMEM_DPU_350MHz": UPMEM_350MHZ}
 
 
-@dataclass(frozen=True)
-class GpuPart:
-    """A GPU known by its datasheet; its kernels' constants are those of its architecture."""
-
-    spec: GpuSpec
-    architecture: str
-
-    @property
-    def arch(self) -> GpuArch:
-        """The kernel constants."""
-        return load_arch(self.architecture)
+@cache
+def gpu_names() -> Mapping[str, str]:
+    """Return the GPUs of the catalogue by every name they go by: their own and their aliases."""
+    found: dict[str, str] = {}
+    for name, path in catalogue.files("part").items():
+        text = read(path)[0].plain()
+        if text.get("kind") == "gpu":
+            found |= dict.fromkeys((name, *text.get("aliases", ())), name)
+    return found
 
 
 @cache
-def load_arch(name: str) -> GpuArch:
-    """Return the kernel constants of a GPU architecture of the catalogue."""
-    return cast(GpuArch, load_part(name).value)
+def gpu(name: str) -> Gpu:
+    """Return the GPU that goes by a name; KeyError(name) if there is none."""
+    return cast(Gpu, load_part(gpu_names()[name]).value)
 
 
 @cache
-def gpu_parts() -> Mapping[str, GpuPart]:
-    """Return the GPUs of ``hwmodels/reference/gpu_specs.csv`` by every name they go by."""
-    path = bundled.folder("hwmodels") / "reference" / "gpu_specs.csv"
-    quantities: dict[str, dict[str, str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            text = row["value"] if row["unit"] == "-" else f"{row['value']} {row['unit']}"
-            quantities.setdefault(row["part"], {})[row["quantity"]] = text
-    return {name: _gpu_part(quantities[found.get("same_as", name)]) for name, found in quantities.items()}
-
-
-def _gpu_part(found: Mapping[str, str]) -> GpuPart:
-    spec = GpuSpec(
-        sms=int(found["sms"]),
-        peak_flops=FLOP_RATE.parse(found["dense_bf16"]),
-        hbm_bytes_per_s=BANDWIDTH.parse(found["hbm_bandwidth"]),
-        l2_bytes=int(BYTES.parse(found["l2"])),
-    )
-    return GpuPart(spec, found["architecture"])
+def spec_of(name: str) -> GpuSpec:
+    """Return what the kernel models need to know of the GPU that goes by a name."""
+    return gpu_spec(gpu(name))
 
 
 def family(row: Row) -> str:
@@ -82,10 +63,10 @@ def attention_shape(row: Row) -> AttentionShape:
 
 def attention_us(row: Row) -> float:
     """Predict the microseconds of a decode-attention row."""
-    gpu, shape = gpu_parts()[row["part"]], attention_shape(row)
+    arch, shape = gpu(row["part"]).architecture, attention_shape(row)
     _one_of(row, "warm_l2", ("yes", "no"))
-    params = attention_params(gpu.arch, family(row), shape.q_heads, shape.kv_heads)
-    return decode_attention_us(gpu.spec, params, shape)
+    params = attention_params(arch, family(row), shape.q_heads, shape.kv_heads)
+    return decode_attention_us(spec_of(row["part"]), params, shape)
 
 
 def gemm_shape(row: Row) -> GemmShape:
@@ -96,8 +77,8 @@ def gemm_shape(row: Row) -> GemmShape:
 
 def dense_us(row: Row) -> float:
     """Predict the microseconds of a GEMM row."""
-    gpu = gpu_parts()[row["part"]]
-    return gemm_us(gpu.spec, gemm_params(gpu.arch), gemm_shape(row))
+    arch, shape = gpu(row["part"]).architecture, gemm_shape(row)
+    return gemm_us(spec_of(row["part"]), gemm_params(arch), shape)
 
 
 def mram_cycles(row: Row) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ _RANGES = {
     "max_GBps": (0.001, 1e6),
 }
 """What the memory models accept of conditions, of all probes or of one; a latency needs reads."""
-_KNOWN = {
-    ("gpu_decode_attention", "part"): "'H100-SXM5-80GB'",
-    ("gpu_gemm", "part"): "'H100-SXM5-80GB'",
-    ("upmem_mram_dma", "part"): "'UPMEM_DPU_350MHz'",
-    **{(probe, "part"): "'DDR5_4800C_1sub_1R'" for probe in dram.PROBES},
+_PARTS: Mapping[str, Callable[[], Collection[str]]] = {
+    "gpu_decode_attention": kernels.gpu_names,
+    "gpu_gemm": kernels.gpu_names,
+    "upmem_mram_dma": lambda: kernels.DPUS,
+    **dict.fromkeys(dram.PROBES, load_timings),
 }
+"""The parts that the model of each probe knows."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,8 @@ def _predict(row: Measurement) -> float | None:
         return None
     try:
         return _PREDICTORS[row.probe](row.row)
-    except KeyError as error:
-        column = next((name for name, text in row.row.items() if text == error.args[0]), "part")
-        expected = f"a {column} that the models know, e.g. {_KNOWN.get((row.probe, column), 'that of a bundled table')}"
+    except KeyError:
+        column, expected = "part", f"a part that the models know, e.g. {_nearest_part(row)!r}"
     except kernels.FieldError as error:
         column, expected = error.column, error.expected
     except ValueError as error:
@@ -161,6 +162,13 @@ def _predict(row: Measurement) -> float | None:
     except ArithmeticError:
         raise TableError("row: found numbers too large to calculate with, expected a real shape", row.at) from None
     raise TableError(f"{column}: found {row.row[column]!r}, expected {expected}", row.column(column))
+
+
+def _nearest_part(row: Measurement) -> str:
+    """Return the name most like that of the row's part; capitals and hyphens count for nothing."""
+    plain = {name.lower().replace("-", "_"): name for name in sorted(_PARTS[row.probe]())}
+    (found,) = difflib.get_close_matches(row.part.lower().replace("-", "_"), plain, 1, 0.0)
+    return plain[found]
 
 
 def _check_range(row: Measurement) -> None:

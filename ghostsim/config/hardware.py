@@ -174,7 +174,9 @@ class Dram(Part):
     """A DRAM channel: standard, speed bin, timing set and geometry."""
 
     kind: Literal["dram"]
-    standard: Literal["DDR4", "DDR5", "LPDDR5", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"]
+    standard: Literal[
+        "DDR4", "DDR5", "LPDDR5", "LPDDR5X", "GDDR6", "GDDR6X", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"
+    ]  # fmt: skip
     data_rate: PositiveRate
     timing: DramTimings
     geometry: DramGeometry
@@ -290,6 +292,8 @@ class Gpu(Part):
     """A GPU with its HBM."""
 
     kind: Literal["gpu"]
+    aliases: tuple[Text, ...] = ()
+    """Further names under which tables of measurements know this GPU."""
     architecture: GpuArch
     sms: Many
     tensor: PositiveFlops

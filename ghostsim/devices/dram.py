@@ -88,6 +88,11 @@ def _record_size(piece_bytes: float) -> int:
     return int(2**exponent)
 
 
+def peak_bandwidth(memory: Memory) -> float:
+    """Return the raw rate of all channels as far as the controller passes it on, bytes/s."""
+    return memory.channels * memory.efficiency * dram.peak_bandwidth(timing_of(memory.dram))
+
+
 class DramMedia:
     """Channels of one DRAM part, as the resources `NAME.bus` and `NAME.activations`."""
 
@@ -95,7 +100,7 @@ class DramMedia:
         self.memory = memory
         self.part = memory.dram
         timing = timing_of(memory.dram)
-        self.peak = memory.channels * memory.efficiency * dram.peak_bandwidth(timing)
+        self.peak = peak_bandwidth(memory)
         self.bus = network.resource(f"{name}.bus", self.peak)
         self.activation_rate = memory.channels * dram.activation_rate(timing)
         self.activations = network.resource(f"{name}.activations", self.activation_rate)

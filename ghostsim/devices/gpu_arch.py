@@ -1,11 +1,17 @@
-"""Kernel constants of the catalogue as what the timing functions take."""
+"""GPUs and their kernel constants, from the catalogue, as what the timing functions take."""
 
 from __future__ import annotations
 
-from ghostsim.config.hardware import AttentionKernel, GemmKernel, GpuArch
-from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams
+from ghostsim.config.hardware import AttentionKernel, GemmKernel, Gpu, GpuArch
+from ghostsim.devices.dram import peak_bandwidth
+from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, GpuSpec
 
 _PS_PER_US = 1e6
+
+
+def gpu_spec(part: Gpu) -> GpuSpec:
+    """Return what the kernel models need to know of a GPU besides its architecture's constants."""
+    return GpuSpec(part.sms, part.tensor, peak_bandwidth(part.memory), part.l2)
 
 
 def attention_params(arch: GpuArch, family: str, q_heads: int, kv_heads: int) -> AttentionParams:

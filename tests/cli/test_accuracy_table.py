@@ -92,6 +92,23 @@ def test_bad_header_is_named(tmp_path, header, row, expected):
     assert message(written(tmp_path, header, row)).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("part", "meant"),
+    [("H100_SXM5_80GB", "H100-SXM5-80GB"), ("MI300X-192", "MI300X-192GB"), ("l40s-48gb", "L40S-48GB"), ("", "")],
+)
+def test_the_nearest_name_of_a_gpu_is_suggested(tmp_path, part, meant):
+    path = written(tmp_path, GEMM_HEADER, GEMM_ROW.replace("H100-SXM5-80GB", part))
+    assert message(path).startswith(f"2:2: part: found {part!r}, expected a part that the models know, e.g. '{meant}")
+
+
+def test_a_gpu_of_the_catalogue_goes_by_its_own_name_and_its_aliases(tmp_path):
+    parts = ("h100_sxm", "H100-SXM5-80GB", "H100-SXM")
+    rows = [GEMM_ROW.replace("H100-SXM5-80GB", part) for part in parts]
+    found = accuracy([written(tmp_path, GEMM_HEADER, *rows)]).as_json()["probes"]["gpu_gemm"]["parts"]
+    assert len({errors["bias"] for errors in found.values()}) == 1
+    assert set(found) == set(parts)
+
+
 def test_empty_file_is_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b"")

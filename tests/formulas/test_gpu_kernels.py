@@ -1,12 +1,13 @@
 """Are the GPU kernel times the closed forms they claim to be, and do they move the right way?"""
 
 from dataclasses import astuple, replace
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostsim.accuracy.kernels import load_arch
+from ghostsim.config.load import load_part
 from ghostsim.devices.gpu_arch import attention_of, attention_params, gemm_params
 from ghostsim.errors import ConfigError
 from ghostsim.timing.gpu_kernels import (
@@ -25,6 +26,13 @@ from ghostsim.timing.gpu_kernels import (
 H100 = GpuSpec(sms=132, peak_flops=989e12, hbm_bytes_per_s=3.35e12, l2_bytes=50_000_000)
 PLAIN = AttentionParams(1, 0, 2, 0, 3, 1.0, 2.0, 1.0, slots_per_sm=1, max_splits=128)
 ARCHES = ("sm_80", "sm_90", "sm_100")
+
+
+@cache
+def load_arch(name):
+    return load_part(name).value
+
+
 ATTENTION = {arch: {name: attention_of(k) for name, k in load_arch(arch).attention.items()} for arch in ARCHES}
 
 shapes = st.builds(

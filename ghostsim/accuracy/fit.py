@@ -68,7 +68,11 @@ def _bounds(rows: Sequence[tuple[float, float, float]], ridge: float) -> Bounds:
 
 
 _ATTENTION = _bounds(
-    [(1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 20, 1), (0, 30, 6), (0.4, 1, 0.9), (0.3, 6, 2), (0.25, 1.6, 0.9)], 0.003
+    [
+        *((1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 10, 1), (0, 20, 1), (0, 30, 6)),
+        *((0.4, 1, 0.9), (4e9, 400e9, 60e9), (0.25, 1.6, 0.9)),
+    ],
+    0.003,
 )
 _GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.3), (0, 1, 0.1)], 0.001)
 
@@ -131,18 +135,25 @@ def _normal_equations(residuals: Model, u: Vector, r: Vector, pull: Vector, ridg
 
 @dataclass(frozen=True)
 class Fitted:
-    """Fitted constants with their errors (fractions): on all rows, and on the half they were not fitted to."""
+    """Fitted constants with their errors, median and 90th percentile as fractions.
+
+    `held_out`: on the half of the rows that the constants were not fitted to. `left_out`: on each value of a condition
+    (head counts, or n and k) by constants fitted without it; none if the rows have one value.
+    """
 
     constants: Vector
     rows: int
     fit: tuple[float, float]
     held_out: tuple[float, float]
+    left_out: tuple[float, float] | None
 
 
 Build = Callable[[Sequence[Measurement]], Model]
+_HEADS, _WEIGHTS = ("q_heads", "kv_heads"), ("n", "k")
+"""Conditions whose values are left out in turn: rows of a new table are as likely to have others."""
 
 
-def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str) -> Fitted:
+def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str, left_out: Sequence[str]) -> Fitted:
     def solve(part: Sequence[Measurement]) -> Vector:
         return _search(build(part), _values(part), bounds, path)
 
@@ -150,10 +161,28 @@ def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str) -
         return np.abs(build(part)(constants) / _values(part) - 1)
 
     constants = _rounded(solve(rows))
+    def unseen(blocks: Sequence[Sequence[Measurement]]) -> tuple[float, float]:
+        """Predict each block from the others."""
+        others = [[row for other in blocks if other is not block for row in other] for block in blocks]
+        return _quantiles(np.concatenate([errors(solve(other), block) for other, block in zip(others, blocks)]))
+
     shuffled = [rows[i] for i in generator(0, path + "/halves").permutation(len(rows))]
-    one, two = shuffled[::2], shuffled[1::2]
-    held_out = np.concatenate([errors(solve(one), two), errors(solve(two), one)])
-    return Fitted(constants, len(rows), _quantiles(errors(constants, rows)), _quantiles(held_out))
+    blocks = _blocks(rows, left_out)
+    return Fitted(
+        constants,
+        len(rows),
+        _quantiles(errors(constants, rows)),
+        unseen([shuffled[::2], shuffled[1::2]]),
+        unseen(blocks) if len(blocks) > 1 else None,
+    )
+
+
+def _blocks(rows: Sequence[Measurement], columns: Sequence[str]) -> list[list[Measurement]]:
+    """Group rows that agree in `columns`."""
+    groups: dict[tuple[str, ...], list[Measurement]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.row[name] for name in columns), []).append(row)
+    return list(groups.values())
 
 
 def _values(rows: Sequence[Measurement]) -> Vector:
@@ -169,8 +198,7 @@ def _quantiles(errors: Vector) -> tuple[float, float]:
 
 
 def _attention_params(constants: Vector, whole: tuple[int, int]) -> AttentionParams:
-    floor, doubling, start, wave, cold, efficiency, speedup, share = (float(value) for value in constants)
-    return AttentionParams(floor, doubling, start, wave, cold, efficiency, speedup, share, *whole)
+    return AttentionParams(*(float(value) for value in constants), *whole)
 
 
 def _attention_model(whole: tuple[int, int]) -> Build:
@@ -208,7 +236,7 @@ def fit_attention(rows: Sequence[Measurement]) -> dict[tuple[str, str], Fitted]:
         if name.endswith("_mha"):
             sibling = found[arch, name.removesuffix("_mha")].constants
             bounds = Bounds(bounds.low, bounds.high, np.clip(sibling, bounds.low, bounds.high), 0.01)
-        found[key] = _fit(group, _attention_model(_SLOTS_AND_SPLITS[key]), bounds, f"attention/{arch}/{name}")
+        found[key] = _fit(group, _attention_model(_SLOTS_AND_SPLITS[key]), bounds, f"attention/{arch}/{name}", _HEADS)
     return found
 
 
@@ -217,25 +245,35 @@ def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
         groups.setdefault(gpu(row.part).architecture.name, []).append(row)
-    return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}") for arch, group in groups.items()}
+    return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}", _WEIGHTS) for arch, group in groups.items()}
 
 
 def _block_lines(name: str, params: AttentionParams | GemmParams, source: str, confidence: str) -> list[str]:
     values = dict(zip((field.name for field in fields(params)), astuple(params), strict=True))
     lines = [f"  {name}:"]
     for key, value in values.items():
-        is_time = key.endswith("_us")
-        lines.append(f'    {key.removesuffix("_us")}: "{value:g} us"' if is_time else f"    {key}: {value:g}")
+        lines.append(f"    {_entry(key, value)}")
     return [*lines, f'    source: "{source}"', f"    confidence: {confidence}"]
 
 
+def _entry(name: str, value: float) -> str:
+    """Return a constant as the catalogue writes it, with its unit."""
+    if name.endswith("_us"):
+        return f'{name.removesuffix("_us")}: "{value:g} us"'
+    return f'l2_bandwidth_per_sm: "{value / 1e9:g} GB/s"' if name == "l2_bytes_per_s_per_sm" else f"{name}: {value:g}"
+
+
 def _source(fitted: Fitted, table: str) -> str:
-    errors = "{:.1f} / {:.1f} %"
-    fit, held_out = (errors.format(*(100 * share for share in pair)) for pair in (fitted.fit, fitted.held_out))
-    return (
+    text = (
         f"fitted by ghostsim.accuracy.fit on {fitted.rows} rows of hwmodels/reference/{table}; "
-        f"median / p90 error {fit}, on the half not fitted to {held_out}"
+        f"median / p90 error {_shares(fitted.fit)}, on the half not fitted to {_shares(fitted.held_out)}"
     )
+    what = "head counts" if "attention" in table else "n x k"
+    return text if fitted.left_out is None else f"{text}, on {what} not fitted to {_shares(fitted.left_out)}"
+
+
+def _shares(pair: tuple[float, float]) -> str:
+    return "{:.1f} / {:.1f} %".format(*(100 * share for share in pair))
 
 
 def arch_text(

@@ -243,10 +243,11 @@ class AttentionKernel(Block):
     floor: Delay
     floor_per_doubling: Delay
     start: Delay
+    combine: Delay
     wave: Delay
     cold: Delay
     hbm_efficiency: Annotated[Fraction, Field(gt=0)]
-    l2_speedup: Positive
+    l2_bandwidth_per_sm: PositiveBandwidth
     l2_share: Positive
     slots_per_sm: Many
     max_splits: Many

@@ -24,7 +24,7 @@ from ghostsim.timing.gpu_kernels import (
 )
 
 H100 = GpuSpec(sms=132, peak_flops=989e12, hbm_bytes_per_s=3.35e12, l2_bytes=50_000_000)
-PLAIN = AttentionParams(1, 0, 2, 0, 3, 1.0, 2.0, 1.0, slots_per_sm=1, max_splits=128)
+PLAIN = AttentionParams(1, 0, 2, 0, 0, 3, 1.0, 6.7e12 / 132, 1.0, slots_per_sm=1, max_splits=128)
 ARCHES = ("sm_80", "sm_90", "sm_100")
 
 

@@ -45,10 +45,17 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the folder that --
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Processes; 0 takes one per core, at most 4.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the store that --out names.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", help="Dask scheduler, e.g. tcp://HOST:8786; its workers see --out under the same path."
+    ),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="CSV file to write; a new one.")]
 ForceFile = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
 Form = Literal["auto", "mooncake", "azure", "burstgpt", "ghostsim"]
-Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps"]
+Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps", "searches"]
 _MOST_TOKENS = 2**24
 
 
@@ -200,14 +207,16 @@ def sweep(
     sets: Sets = [],  # noqa: B006  (typer copies the default)
     out: Out = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Points that run at once.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the store that --out names.")] = False,
+    resume: Resume = False,
     reports: Annotated[bool, typer.Option("--reports", help="Write report and timeline of every point.")] = False,
+    scheduler: Scheduler = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Run every point of a sweep.
 
-    A point that fails is a row of points.csv, and ends the command with 1.
+    A point that fails is a row of points.csv, and ends the command with 1. A point that misses a bound of `require:`
+    is done; the column `missed` says which.
     """
     from ghostsim.export.run_folder import default_out
     from ghostsim.sweep.executor import run_sweep
@@ -215,11 +224,21 @@ def sweep(
     if resume and out is None:
         raise UsageError("--resume: found no --out, expected the store to continue, e.g. --out runs/cxl_link")
     folder = out or default_out(Path(sweep).stem)
-    done = run_sweep(sweep, sets, folder, jobs=jobs, resume=resume, progress=_progress(quiet=quiet), reports=reports)
+    done = run_sweep(
+        sweep,
+        sets,
+        folder,
+        jobs=jobs,
+        resume=resume,
+        progress=_progress(quiet=quiet),
+        reports=reports,
+        scheduler=scheduler,
+    )
     _clear_progress(quiet=quiet)
     if as_json:
-        _print_json({"schema": 1, "done": done.done, "failed": done.failed, "folder": str(done.folder)})
-    _tell(f"{done.done} points done, {done.failed} failed")
+        counts = {"done": done.done, "failed": done.failed, "missed": done.missed}
+        _print_json({"schema": 1, **counts, "folder": str(done.folder)})
+    _tell(f"{done.done} points done, {done.failed} failed" + (f", {done.missed} miss a bound" if done.missed else ""))
     _tell(str(done.folder))
     if done.failed:
         raise typer.Exit(1)

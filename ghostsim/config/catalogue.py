@@ -16,6 +16,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "scenario": ("scenarios",),
     "policy": ("scenarios/policies",),
     "sweep": ("scenarios/sweeps",),
+    "search": ("scenarios/searches",),
     "platform": ("hwmodels/platform",),
     "model": ("hwmodels/models",),
     "part": tuple(
@@ -30,6 +31,7 @@ PLURALS: Mapping[str, str] = {
     "policies": "policy",
     "scenarios": "scenario",
     "sweeps": "sweep",
+    "searches": "search",
     "traces": "trace",
 }
 SUFFIXES = (".yaml", ".yml")
@@ -132,8 +134,14 @@ def _entry(name: str, kind: str, path: Path) -> Entry:
     return Entry(name, str(facts.get("kind") or kind) if kind == "part" else kind, str(shown), str(summary), marks)
 
 
+def _axes(facts: Mapping[str, Any]) -> list[str]:
+    """Return the dotted paths that a sweep or a search varies."""
+    drawn = [(facts.get(kind) or {}).get("fields") for kind in ("random", "latin_hypercube")]
+    return [path for axis in (facts.get("grid"), facts.get("zip"), *drawn, facts.get("fields")) for path in axis or ()]
+
+
 def _derived_summary(facts: Mapping[str, Any]) -> str:
-    axes = [path for axis in ("grid", "zip") for path in facts.get(axis) or ()]
+    axes = _axes(facts)
     if "scenario" in facts:
         return f"{facts['scenario']} over {', '.join(map(str, axes)) or 'listed points'}"
     if "tokens" not in facts:

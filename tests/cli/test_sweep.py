@@ -144,7 +144,7 @@ def test_resume_tries_failed_points_again(sweep, tmp_path, monkeypatch):
 def test_two_stores_share_their_points(sweep, tmp_path, monkeypatch):
     run_sweep(sweep(BATCHES), [], tmp_path / "out")
     forbid_simulating(monkeypatch)
-    other = run_sweep(sweep("points: [{workload.batch: 3}, {workload.batch: 1}]", "other"), [], tmp_path / "other")
+    other = run_sweep(sweep("list: [{workload.batch: 3}, {workload.batch: 1}]", "other"), [], tmp_path / "other")
     assert other.done == 2
     assert set(stamps(tmp_path / "other")) < set(stamps(tmp_path / "out"))
 
@@ -302,7 +302,7 @@ def test_compare_names_the_settings_that_differ(sweep, tmp_path):
 
 
 def test_compare_aligns_runs_that_only_one_folder_has(sweep, tmp_path):
-    path = sweep("points: [{workload.batch: 1}, {runs.more: {policy: full, kv_tier: cxl}}]")
+    path = sweep("list: [{workload.batch: 1}, {runs.more: {policy: full, kv_tier: cxl}}]")
     found = compare_runs(points(run_sweep(path, [], tmp_path / "out").folder))
     assert found["labels"]["more"][0] is None
     assert found["labels"]["more"][1]["ratios"]["tokens_per_s"] == 1.0

@@ -159,7 +159,7 @@ def test_columns_do_not_depend_on_which_point_ends_first(folder, order):
     for index in order:
         found.put(NAMES[index])
         found.write(last=True)
-    assert list(rows(folder)[0])[4:] == ["full.step_ms.p50", "full.violations", "full.zeta", "full.alpha", "full.beta"]
+    assert list(rows(folder)[0])[5:] == ["full.step_ms.p50", "full.violations", "full.zeta", "full.alpha", "full.beta"]
     assert [row["full.zeta"] for row in rows(folder)] == ["1", "", "3"]
 
 

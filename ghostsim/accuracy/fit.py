@@ -161,6 +161,7 @@ def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str, l
         return np.abs(build(part)(constants) / _values(part) - 1)
 
     constants = _rounded(solve(rows))
+
     def unseen(blocks: Sequence[Sequence[Measurement]]) -> tuple[float, float]:
         """Predict each block from the others."""
         others = [[row for other in blocks if other is not block for row in other] for block in blocks]

@@ -13,7 +13,7 @@ from ghostsim.config.document import Node, make
 from ghostsim.config.expand import sourced
 from ghostsim.config.scenario import Run
 
-_OPEN = ("model", "platform", "workload")
+_OPEN = ("model", "platform", "workload", "serving")
 
 
 def with_defaults(node: Node, annotation: Any) -> Node:

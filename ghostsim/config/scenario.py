@@ -12,6 +12,7 @@ from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
 from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
+from ghostsim.config.serving import Serving, TensorParallel
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -68,6 +69,9 @@ class Run(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
+    tensor_parallel: TensorParallel | None = None
+    """GPUs that share every layer; figures of bytes and capacity are those of one of them."""
     kv_tier: Tier = "hbm"
     """Where KV outside the pins lives."""
     index_tier: Tier = "hbm"
@@ -106,6 +110,7 @@ class Scenario(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
     baseline: tuple[Label, ...] = ()
     runs: Annotated[dict[Label, Run], Field(min_length=1)]
     require: tuple[Text, ...] = ()

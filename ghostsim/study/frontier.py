@@ -174,7 +174,9 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
         fetched=per_step(selection.stream_bytes[ways == "fetched"].sum(axis=0)),
         migrate=per_step(
             selection.stream_bytes[ways == "migrate"].sum(axis=0)
-            + selection.state_bytes + selection.refit_bytes + selection.rewritten_bytes
+            + selection.state_bytes
+            + selection.refit_bytes
+            + selection.rewritten_bytes
         ),  # fmt: skip
         lost_mean=_mean(selection.lost_mass, weights),
         lost_max=float(selection.lost_mass.max()),

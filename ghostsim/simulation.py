@@ -35,8 +35,9 @@ from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.evaluate import select
 from ghostsim.policy.needs import check_served
+from ghostsim.policy.prefetch import Prefetched, ahead_of, foretold
 from ghostsim.serving import contexts_of, jobs_of, probe_contexts, requests_of, serve, steps_needed
-from ghostsim.trace.compose import Shape, Workload, compose
+from ghostsim.trace.compose import Predictor, Shape, Workload, compose
 from ghostsim.trace.format import Trace, open_trace
 from ghostsim.trace.requests import Requests
 
@@ -109,12 +110,14 @@ def simulate(
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
     ready = prepare(scenario, base, where)
     selections = _select(scenario, ready.workloads, jobs, say)
+    foreseen = _foretell(scenario, ready.workloads, selections, jobs, say)
     recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
     records = {}
     for label, run in scenario.runs.items():
         say(f"simulate {label}")
-        records[label] = _run(label, run, ready.models[label], selections[label], ready.prints[label], counters)
+        ahead = foreseen.get(label)
+        records[label] = _run(label, run, ready.models[label], selections[label], ahead, ready.prints[label], counters)
     served = _serve(scenario, ready, jobs, say)
     asked = {}
     for label, run in scenario.runs.items() if ask_what_if else ():
@@ -397,9 +400,40 @@ def _serving_notes(served: Mapping[str, Served]) -> list[str]:
     return notes
 
 
-def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footprint, counters: Counters) -> Record:
+def _foretell(
+    scenario: Scenario,
+    workloads: Mapping[str, Workload],
+    selections: Mapping[str, Selection],
+    jobs: int,
+    say: Progress,
+) -> dict[str, Prefetched]:
+    """Evaluate every policy that prefetches on the queries that its predictor foretells."""
+    found = {}
+    for label, run in scenario.runs.items():
+        if run.prefetch is None:
+            continue
+        say(f"foretell the reads of {label}")
+        predictor = Predictor(run.prefetch.by, run.prefetch.ahead)
+        workload = workloads[label]
+        predicted = select({label: run.policy}, workload.predicting(predictor), jobs=jobs)[label]
+        found[label] = foretold(selections[label], predicted, run.policy, workload, run.prefetch.tokens)
+    return found
+
+
+def _run(
+    label: str,
+    run: Run,
+    model: Model,
+    selection: Selection,
+    foreseen: Prefetched | None,
+    fits: Footprint,
+    counters: Counters,
+) -> Record:
     """Simulate one run on a machine of its own."""
-    ready = decode(run, own_model(run, model), selection, fits.batch)
+    ahead = None
+    if foreseen is not None and run.prefetch is not None:
+        ahead = ahead_of(foreseen, selection, run.prefetch, fits.batch)
+    ready = decode(run, own_model(run, model), selection, fits.batch, ahead=ahead)
     env, network, plan, bound = ready.env, ready.network, ready.plan, ready.bound
     probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
     times = Executor(env, network, plan, bound).run()
@@ -414,6 +448,7 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         bound=bound,
         times=times,
         selection=selection,
+        ahead=ahead,
         capacity_bytes=fits.tiers,
         utilisation=probe.utilisation(),
         bin_ps=probe.bin_ps,

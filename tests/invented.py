@@ -164,6 +164,7 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         bound=bound,
         times=times,
         selection=chosen,
+        ahead=None,
         capacity_bytes={},
         utilisation=probe.utilisation(),
         bin_ps=1,

@@ -31,6 +31,8 @@ FIGURES = (
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
     *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
     *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
+                                      "late_ms")),
 )  # fmt: skip
 """Numbers that metrics.json holds of every run, by their paths."""
 TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
@@ -62,6 +64,18 @@ _INDEX_TIERS: dict[str, tuple[str, ...]] = {
 """Where the index of a filter lies; of those not named here, in the tier of that name."""
 
 
+class Prefetch(Strict):
+    """Survivors brought before they are asked for, as a foretold query would choose them."""
+
+    by: Literal["last_query", "linear", "layer_ahead", "oracle"] = "last_query"
+    """The query of some steps ago; that query and the change before it; the layer before (its `q_ahead`, one layer
+    ahead); or the query itself, the limit of any predictor."""
+    ahead: Annotated[Count, Field(le=8)] = 1
+    """Steps from the prediction to its use; `layer_ahead` predicts one layer ahead whatever this says."""
+    tokens: Count
+    """Tokens that the buffer in HBM holds for one request, layer and KV head."""
+
+
 class Run(Strict):
     """One policy, placed on one platform."""
 
@@ -85,6 +99,19 @@ class Run(Strict):
     result: Literal["ids", "bitmap", "histogram"] = "bitmap"
     """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record; with `histogram` first
     a histogram of the scores per query head, and ids in a second pass, when the GPU has set the threshold."""
+    prefetch: Prefetch | None = None
+    """Whether survivors are foretold and fetched ahead into a buffer in HBM."""
+
+    @model_validator(mode="after")
+    def _something_to_prefetch(self) -> Run:
+        read = self.policy.read
+        if self.prefetch is None or (read.scored and self.kv_tier != "hbm" and read.cache is None):
+            return self
+        raise MisfitError(
+            f"found prefetch for policy {self.policy.name} with KV in {self.kv_tier}, "
+            "expected a policy that selects by score, without a cache, and kv_tier other than hbm",
+            "prefetch",
+        )
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:

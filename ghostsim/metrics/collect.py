@@ -14,12 +14,14 @@ from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import energy_mj_per_token
+from ghostsim.metrics.prefetch import prefetch_metrics
 from ghostsim.metrics.quality import quality, step_quality
 from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.binding import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
 from ghostsim.plan.selection import Selection
+from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
 Bytes = Mapping[str, Mapping[str, Ints]]
@@ -37,6 +39,8 @@ class Record:
     bound: Sequence[Bound]
     times: Times
     selection: Selection
+    ahead: Ahead | None
+    """What was fetched before it was asked for."""
     capacity_bytes: Mapping[str, int]
     utilisation: Mapping[str, float]
     bin_ps: int
@@ -94,6 +98,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
         "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
         "viability": viable and viable.as_json(),
+        "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
         "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
         "capacity_bytes": dict(record.capacity_bytes),

@@ -73,6 +73,9 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     if run.kv_tier != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)
+        if run.prefetch is not None:
+            held = min(run.prefetch.tokens, stored) * (1 if run.prefetch.by == "layer_ahead" else run.prefetch.ahead)
+            add("hbm", heads * held * token_bytes)
         if run.fetch == "dma":
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
     for stage in index_stages(run.policy, model.head_dim, model.kv_heads):

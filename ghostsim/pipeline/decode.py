@@ -15,6 +15,7 @@ from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import IndexStage, Selection
 from ghostsim.policy.placement import Placement, place
+from ghostsim.policy.prefetch import Ahead
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Mach
 
 
 def decode(
-    run: Run, model: Model, selection: Selection, batch: int, late_ps: Mapping[str, int] | None = None
+    run: Run,
+    model: Model,
+    selection: Selection,
+    batch: int,
+    late_ps: Mapping[str, int] | None = None,
+    ahead: Ahead | None = None,
 ) -> Decode:
     """Elaborate the decode steps of `batch` requests of a Selection.
 
@@ -50,8 +56,10 @@ def decode(
         What one GPU holds.
     late_ps
         Time that rows of every layer take besides their own, by name.
+    ahead
+        What is fetched before it is asked for.
     """
-    plan = place(selection, run.policy, model, placement_of(run), batch)
+    plan = place(selection, run.policy, model, placement_of(run), batch, ahead)
     return bind(run, model, plan, selection.stages, batch, late_ps=late_ps)
 
 

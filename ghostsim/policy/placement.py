@@ -8,7 +8,7 @@ Sizes come from the Selection, tiers from the run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from ghostsim.config.rules import Certify
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
 from ghostsim.policy.costs import format_bytes, side_bytes
+from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap", "histogram"]
@@ -77,7 +78,9 @@ class _Sizes:
     here: _Moved
     """Selected tokens that are in HBM."""
     fetched: _Moved
-    """Selected tokens that come from their tier."""
+    """Selected tokens that come from their tier when they are asked for."""
+    landed: Ints
+    """Bytes of all selected tokens that come from their tier, foretold or not."""
     hot: Ints
     cold: Ints
     read: Ints
@@ -92,12 +95,21 @@ class _Sizes:
 class _Program:
     """Writes the rows of one layer for one policy and one placement."""
 
-    def __init__(self, selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        policy: Policy,
+        model: Model,
+        placement: Placement,
+        batch: int,
+        ahead: Ahead | None,
+    ) -> None:
         self.policy, self.model, self.placement, self.batch = policy, model, placement, batch
         self.requests = range(batch)
         self.stages = selection.stages
         self.apart = placement.kv_tier != "hbm"
-        self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
+        self.ahead = ahead
+        self.sizes = _without_hits(_sum_over_heads(selection, batch, apart=self.apart), ahead)
         self.layers = selection.unit_of.shape[1]
         self.token_bytes = max(format_bytes(keep.format, model.head_dim) for keep in policy.keep)
         self.near_memory = bool(self.stages) and placement.near_memory
@@ -117,6 +129,8 @@ class _Program:
             yield from self._near_scan() if self.near_memory else self._gpu_scan()
         if self.apart:
             yield from self._reads()
+        if self.ahead is not None:
+            yield from self._bring(self.ahead)
         if self.selects:
             yield self._attend_survivors()
         last = "survivors" if self.selects else "hot"
@@ -280,6 +294,41 @@ class _Program:
         staged = any(isinstance(rule, Certify) and rule.form == "staged" for rule in rules)
         return ((scan, 0), ("hot", 0)) if staged else ((scan, 0),)
 
+    # --- what is foretold ---
+
+    def _bring(self, ahead: Ahead) -> Iterator[Work]:
+        """Ask the index with a foretold query, when it has answered the real one, and fetch what it names."""
+        asked = tuple((row, 0) for row in self._answers())
+        last = len(self.stages) - 1
+        if ahead.scans:
+            for number, stage in enumerate(self.stages):
+                scanned = ahead.scanned[number]
+                yield Work(
+                    _stage_name("foretell", number), "scan", "index", BATCH, number,
+                    record_bytes=max(1, int(stage.record_bytes)), nbytes=ahead.scan_bytes[number], records=scanned,
+                    runs=np.minimum(scanned, self.model.kv_heads), flops=2 * scanned * stage.macs * self.model.q_per_kv,
+                    after=((_stage_name("foretell", number - 1), 0),) if number else asked,
+                )  # fmt: skip
+            nbytes = -(-ahead.scanned[last] // 8) if self.placement.result == "bitmap" else ahead.tokens * _ID_BYTES
+            yield Work(
+                "foretold", "filter", "index", nbytes=nbytes, records=ahead.scanned[last],
+                runs=np.minimum(nbytes, 1), flops=ahead.scanned[last] * self.model.q_per_kv,
+                after=((_stage_name("foretell", last), 0),),
+            )  # fmt: skip
+        size = self.sizes.fetched.record_bytes
+        read, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
+        yield Work(
+            "prefetch", "read", "cold", stage=len(self.stages), record_bytes=size, nbytes=ahead.tokens * size,
+            records=ahead.tokens, runs=-(-ahead.tokens * runs // np.maximum(read, 1)),
+            after=(("foretold", 0),) if ahead.scans else asked,
+        )  # fmt: skip
+
+    def _answers(self) -> list[str]:
+        """Name the rows with which the filter has answered the real query."""
+        if self.placement.per_request:
+            return [f"filter{request}.{chunk}" for request, chunk in self._pieces()]
+        return ["filter"]
+
     # --- what survives ---
 
     def _reads(self) -> Iterator[Work]:
@@ -310,6 +359,8 @@ class _Program:
         role: Role = "hot" if self.apart else "cold"
         op: Op = "decode" if here.lossy or fetched.lossy else "attend"
         waits = tuple((f"{self.fetch}{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
+        if self.ahead is not None:
+            waits = (*waits, ("prefetch", self.ahead.shift))
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
@@ -321,7 +372,7 @@ class _Program:
 
         What was recalled into a cache is attended with the rest of it.
         """
-        landed = self.sizes.fetched.nbytes.sum(axis=0)
+        landed = self.sizes.landed.sum(axis=0)
         return np.asarray(landed if self.apart and not self.recalls else np.zeros_like(landed))
 
     # --- arithmetic ---
@@ -372,6 +423,7 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
         near=tuple(moved(of) for of in near),
         here=moved(here),
         fetched=moved(fetched),
+        landed=moved(fetched).nbytes,
         hot=per_request(selection.hot_tokens),
         cold=per_request(selection.cold_tokens),
         read=per_request(selection.read_tokens),
@@ -381,6 +433,19 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
         rewritten=per_request(selection.rewritten_bytes),
         scanned=tuple(per_request(each) for each in selection.scanned),
         scan_bytes=tuple(per_request(each) for each in selection.scan_bytes),
+    )
+
+
+def _without_hits(sizes: _Sizes, ahead: Ahead | None) -> _Sizes:
+    """Take what was brought ahead from what is fetched on demand."""
+    if ahead is None:
+        return sizes
+    all_ = sizes.fetched
+    left = all_.tokens - ahead.hits
+    return replace(
+        sizes,
+        fetched=replace(all_, tokens=left, nbytes=all_.nbytes * left // np.maximum(all_.tokens, 1)),
+        runs=-(-sizes.runs * left // np.maximum(all_.tokens, 1)),
     )
 
 
@@ -400,7 +465,14 @@ def _ways(streams: tuple[Stream, ...], *, selects: bool, apart: bool) -> tuple[l
     return [of for of in (plain, lossy) if of], [i for i in later if i not in fetched], fetched
 
 
-def place(selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> Plan:
+def place(
+    selection: Selection,
+    policy: Policy,
+    model: Model,
+    placement: Placement,
+    batch: int,
+    ahead: Ahead | None = None,
+) -> Plan:
     """Bind a Selection to tiers.
 
     Parameters
@@ -409,13 +481,15 @@ def place(selection: Selection, policy: Policy, model: Model, placement: Placeme
         Reads of at least `batch` requests, for the layers and KV heads of `model`.
     model
         Shape that bytes are charged at.
+    ahead
+        What is fetched before it is asked for.
 
     Returns
     -------
     Plan
         Rows of all steps; its bytes per tier and cause are what the simulation must deliver.
     """
-    program = _Program(selection, policy, model, placement, batch)
+    program = _Program(selection, policy, model, placement, batch, ahead)
     tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": "hbm", "cold": placement.kv_tier}
     if program.stages:
         tiers["index"] = placement.index_tier

@@ -118,6 +118,32 @@ def viability(run: RunFolder) -> Figure | None:
     return Figure("viability", "Does fetching hide?", caption, [View("", drawn)], Table(header, rows))
 
 
+def prefetch(run: RunFolder) -> Figure | None:
+    """What every run that fetches ahead brought: in time, for nothing, and what it missed."""
+    found = {label: each["prefetch"] for label, each in run.metrics["runs"].items() if each.get("prefetch")}
+    if not found:
+        return None
+    parts = {
+        "hits": [each["hits"] for each in found.values()],
+        "misses, fetched on demand": [each["misses"] for each in found.values()],
+        "waste, fetched and not read": [each["waste"] for each in found.values()],
+    }
+    across = axis("Tokens per step, all heads and layers")
+    traces = stacked(list(found), parts, "%{x:.4~g} tokens a step")
+    drawn = plot(traces, row_height(len(found)), barmode="stack", xaxis=across, yaxis=rows_axis(list(found)))
+    header = ["Run", "Hit rate, %", "Waste, %", "Late, % of layers", "Late, ms a step", "Mean step, ms"]
+    rows = [
+        [label, *(number(100 * each[name]) for name in ("hit_rate", "waste_rate", "late_rate")),
+         number(each["late_ms"]), number(run.metrics["runs"][label]["step_ms"]["mean"])]
+        for label, each in found.items()
+    ]  # fmt: skip
+    caption = (
+        "Survivors that a foretold query would choose are fetched before the real query asks for them. Late is what "
+        "survivors still waited for; an oracle shows what any predictor could give."
+    )
+    return Figure("prefetch", "What was fetched ahead", caption, [View("", drawn)], Table(header, rows))
+
+
 def _viability_row(label: str, each: Mapping[str, Any]) -> list[str]:
     published, corrected, simulated = each["published"], each["corrected"], each["simulated"]
     return [

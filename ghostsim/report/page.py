@@ -23,7 +23,7 @@ from ghostsim.report.figure import Figure, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
 from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
-from ghostsim.report.figures_waits import viability, waits, what_if
+from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
 from ghostsim.report.verdict import Facts, Verdict, verdict
@@ -93,7 +93,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
     chosen = found.label
     sections: list[tuple[str, list[Figure | None]]] = [
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
-        ("Waiting", [waits(run, chosen), what_if(run), viability(run)]),
+        ("Waiting", [waits(run, chosen), what_if(run), viability(run), prefetch(run)]),
         (
             "Quality",
             [

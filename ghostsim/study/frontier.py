@@ -177,7 +177,7 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
             + selection.state_bytes
             + selection.refit_bytes
             + selection.rewritten_bytes
-        ),  # fmt: skip
+        ),
         lost_mean=_mean(selection.lost_mass, weights),
         lost_max=float(selection.lost_mass.max()),
         certified_max=None if certified is None else float(certified.max()),

@@ -10,7 +10,7 @@ from ghostsim.config.model import Model
 from ghostsim.config.policy import Keep, Policy
 from ghostsim.config.rules import AllRule, TopFrac, TopK
 from ghostsim.config.scenario import Run
-from ghostsim.policy.costs import format_bytes, index_stages
+from ghostsim.policy.costs import anchor_bytes, format_bytes, index_stages
 
 _BUFFERED_LAYERS = 2
 _MOST_REQUESTS = 4096
@@ -70,6 +70,8 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
         tiers[tier] = tiers.get(tier, 0) + nbytes
 
     add(run.kv_tier, heads * stored * token_bytes)
+    anchors = sum(anchor_bytes(keep.format, model.head_dim) for keep in run.policy.keep)
+    add("hbm", int(heads * stored * anchors))
     if run.kv_tier != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)

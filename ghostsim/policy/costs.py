@@ -13,6 +13,7 @@ from ghostsim.config.formats import (
     Int,
     IntFormat,
     LowRankFormat,
+    ResidualFormat,
     Side,
     SparseFormat,
     VqFormat,
@@ -42,6 +43,7 @@ from ghostsim.policy.cold import pins_of
 
 FP16_BYTES = 2
 _NORM_BYTES = 2
+_ANCHOR_ID_BYTES = 2
 
 
 # --- formats --------------------------------------------------------------------------------------------------
@@ -78,9 +80,35 @@ def _other_bits(side: Side, d: int) -> float:
             return 8 * FP16_BYTES * form.rank + form.bits * d
         case ChannelsFormat(channels=kept):
             return 8 * FP16_BYTES * int(kept.share * d)
+        case ResidualFormat(residual=left):
+            return left.bits * d + 8 * (2 * FP16_BYTES + _ANCHOR_ID_BYTES)
         case SparseFormat(nm=sparse):
             return d * sparse.n // sparse.m * (8 * FP16_BYTES + (sparse.m - 1).bit_length())
     raise AssertionError(side)
+
+
+def anchor_bytes(fmt: Format, head_dim: int) -> float:
+    """Return the bytes of the anchors in HBM per token and KV head, K and V together."""
+    sides = [side.residual for side in (fmt.k, fmt.v) if isinstance(side, ResidualFormat)]
+    return sum(head_dim * FP16_BYTES / side.tokens for side in sides)
+
+
+def rebuild_flops(fmt: Format, head_dim: int) -> int:
+    """Return the operations that give back K and V of one token and KV head, inside the attention kernel."""
+    return _side_flops(fmt.k, head_dim) + _side_flops(fmt.v, head_dim)
+
+
+def _side_flops(side: Side, d: int) -> int:
+    """Scale and offset per channel, the anchor added, coefficients times the basis."""
+    match side:
+        case IntFormat() | VqFormat():
+            return 2 * d
+        case ResidualFormat():
+            return 3 * d
+        case LowRankFormat(lowrank=form):
+            return 2 * form.rank * d + (3 * d if form.bits else 0)
+        case _:
+            return 0
 
 
 def residual_tokens(side: Side, stored: int) -> int:

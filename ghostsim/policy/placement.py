@@ -19,7 +19,7 @@ from ghostsim.config.policy import Policy
 from ghostsim.config.rules import Certify
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
-from ghostsim.policy.costs import format_bytes, side_bytes
+from ghostsim.policy.costs import format_bytes, rebuild_flops, side_bytes
 from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
@@ -114,6 +114,9 @@ class _Program:
         self.token_bytes = max(format_bytes(keep.format, model.head_dim) for keep in policy.keep)
         self.near_memory = bool(self.stages) and placement.near_memory
         self.selects = self.apart or bool(self.stages)
+        self.rebuild = max(
+            (rebuild_flops(keep.format, model.head_dim) for keep in policy.keep if keep.role == "cold"), default=0
+        )
         cache = policy.read.cache
         self.recalls = cache is not None and cache.misses == "migrate"
         self.fetch = "recall" if self.recalls else "read"
@@ -357,14 +360,14 @@ class _Program:
         in_place = self.apart and self.placement.fetch == "zero_copy"
         here, fetched = self.sizes.here, self.sizes.fetched
         role: Role = "hot" if self.apart else "cold"
-        op: Op = "decode" if here.lossy or fetched.lossy else "attend"
+        op: Op = "decode" if here.lossy or fetched.lossy or self.rebuild else "attend"
         waits = tuple((f"{self.fetch}{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
         if self.ahead is not None:
             waits = (*waits, ("prefetch", self.ahead.shift))
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
-            flops=tokens * self._attention_flops(), after=(*waits, ("hot", 0)),
+            flops=tokens * (self._attention_flops() + self.rebuild), after=(*waits, ("hot", 0)),
         )  # fmt: skip
 
     def _landed(self) -> Ints:

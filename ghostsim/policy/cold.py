@@ -16,7 +16,7 @@ from ghostsim.policy.units import Units
 
 @dataclass(frozen=True)
 class Pins:
-    """The PIN set of a policy: of READ, else of the clause that evicts."""
+    """The PIN set of a policy: of READ, else of the first clause that evicts and keeps its pins for good."""
 
     pin: Pin
     page: int
@@ -39,8 +39,10 @@ def pins_of(policy: Policy) -> Pins:
         return Pins(policy.read.pin, policy.read.page, at_prefill=False)
     if any(keep.everything for keep in policy.keep):
         return Pins(Pin(), 1, at_prefill=False)
-    keep = policy.keep[0]
-    return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
+    lasting = [keep for keep in policy.keep if keep.every != "prefill_end" or keep.generated]
+    if not lasting:
+        return Pins(Pin(), 1, at_prefill=False)
+    return Pins(lasting[0].select.pin, 1, at_prefill=lasting[0].every == "prefill_end")
 
 
 def fitting_rows(pins: Pins, context: int) -> slice:

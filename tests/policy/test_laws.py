@@ -282,6 +282,16 @@ def test_ties_go_to_the_lower_position(make_policy, random_head):
     assert oracle.positions(0).tolist() == [*range(32), 64]
 
 
+def test_nothing_but_the_own_token_is_pinned_where_what_is_decoded_is_let_go(make_policy, random_head):
+    select = {"rule": {"topk": 9}, "score": {"obs": {"window": 4}}, "pin": {"window": 6}, "reduce": "mean"}
+    keep = {"every": "prefill_end", "select": select, "generated": False}
+    rows = evaluate_head(make_policy({"rule": "all"}, keep), random_head(np.random.default_rng(0), 64, 5, 8, 1.0))
+    for s in range(5):
+        assert len(rows.positions(s)) == 9 + 6 + 1
+        assert rows.positions(s)[-7:].tolist() == [*range(58, 64), 64 + s]
+        assert rows.hot_tokens[s] == 1
+
+
 def test_pins_that_keep_evicts_are_refused(make_policy, random_head):
     keep = {"select": {"rule": "none", "pin": {"window": 5}}}
     policy = make_policy({"rule": "none", "pin": {"window": 9}}, keep)

@@ -115,10 +115,15 @@ def contexts_of(jobs: Sequence[Job]) -> tuple[int, ...]:
     return tuple(nodes[first:])
 
 
-def batches_up_to(most: int) -> tuple[int, ...]:
-    """Return the batches at which decode steps are simulated: two to a doubling."""
-    nodes = {1, 2, 3, most} | {size << i for i in range(1, 13) for size in (2, 3)}
-    return tuple(sorted(node for node in nodes if node <= most))
+def batches_of(run: Run, most: int) -> tuple[int, ...]:
+    """Return the batches at which decode steps are simulated.
+
+    Attention in HBM runs in waves over the SMs, and a batch more may cost a whole wave: every batch is a node. What
+    fetches from other tiers grows smoothly: doubling nodes do.
+    """
+    if run.kv_tier == "hbm" and run.index_tier == "hbm":
+        return tuple(range(1, most + 1))
+    return tuple(sorted({most, *(1 << i for i in range(most.bit_length()))}))
 
 
 def steps_needed(serving: Serving) -> int:
@@ -154,7 +159,7 @@ class System:
         self.keeps = self.serving.prefix_cache is not None and whole
         self.ways = [(tier, write) for tier in self.below for write in (False, True)]
         self.bulk = {way: self._bulk(way) for way in self.ways}
-        self.surface = Surface(self._node, batches_up_to(self.serving.max_batch), sorted(self.selections))
+        self.surface = Surface(self._node, batches_of(run, self.serving.max_batch), sorted(self.selections))
 
     def _bulk(self, way: Way) -> Bulk:
         piece = self.block_tokens * self.token_bytes // self.model.layers
@@ -167,7 +172,7 @@ class System:
         """Return the step in ps, the added GPU time that hides behind fetches, and the conflict with each way."""
         step = measure_step(self.run, self.model, selection, batch)
         hidden = 0.0
-        if self.run.kv_tier != "hbm":
+        if self.run.kv_tier != "hbm" and not selection.stages:  # a fetch that waits for its ids cannot run ahead
             added = int(step.duration_ps)
             loaded = measure_step(self.run, self.model, selection, batch, added)
             hidden = max(0.0, step.duration_ps + added - loaded.duration_ps)

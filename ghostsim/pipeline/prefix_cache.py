@@ -91,16 +91,24 @@ class PrefixCache:
             if tier:
                 self.below[tier].move_to_end(block)
 
-    def evict(self, nbytes: int) -> Counter[str]:
-        """Free at least so many bytes at home; return the bytes that are written to each tier below."""
-        written: Counter[str] = Counter()
+    def evict(self, nbytes: int) -> tuple[Counter[str], Counter[str]]:
+        """Free at least so many bytes at home.
+
+        Returns
+        -------
+        pair of counters
+            Bytes written to each tier from home, which must be over before the room is free, and from the tiers
+            below, which happens behind.
+        """
+        out: Counter[str] = Counter()
+        behind: Counter[str] = Counter()
         for _ in range(-(-nbytes // self.block_bytes)):
             block, _ = self.free.popitem(last=False)
             self.counts["evicted"] += 1
-            self._sink(block, written)
-        return written
+            self._sink(block, out, behind)
+        return out, behind
 
-    def _sink(self, block: int, written: Counter[str]) -> None:
+    def _sink(self, block: int, written: Counter[str], behind: Counter[str]) -> None:
         for tier, blocks in self.below.items():
             if not self.room[tier]:
                 continue
@@ -112,4 +120,5 @@ class PrefixCache:
             if len(blocks) <= self.room[tier]:
                 return
             block, _ = blocks.popitem(last=False)
+            written = behind
         self.counts["dropped"] += 1

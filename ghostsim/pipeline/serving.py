@@ -259,8 +259,10 @@ class Server:
             lacking = max(lacking, short) if tier == home else lacking
         ready = int(self.env.now)
         if lacking > 0 and self.cache is not None:
-            for tier, nbytes in self.cache.evict(lacking).items():
-                ready = max(ready, self._send((tier, True), nbytes))
+            out, behind = self.cache.evict(lacking)
+            ready = max([ready, *(self._send((tier, True), nbytes) for tier, nbytes in out.items())])
+            for tier, nbytes in behind.items():
+                self._send((tier, True), nbytes)
         for tier, nbytes in need.items():
             self.used[tier] += nbytes
             job.room[tier] = job.room.get(tier, 0) + nbytes

@@ -202,6 +202,29 @@ def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force
 
 
 @app.command()
+def diff(
+    before: Path,
+    after: Path,
+    above: Annotated[
+        float, typer.Option("--above", min=0, help="Leave out changes up to this share, e.g. 0.01.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what moved between two run folders.
+
+    The figures by relative change, and the inputs that explain it: settings, seeds, versions, hashes of files,
+    Selections and Plans. Ends with 0 whether they differ or not.
+    """
+    from ghostsim.sweep.diff import diff_runs, diff_text
+
+    found = diff_runs(before, after, above)
+    if as_json:
+        _print_json(found)
+    else:
+        print(diff_text(found))
+
+
+@app.command()
 def sweep(
     sweep: str,
     sets: Sets = [],  # noqa: B006  (typer copies the default)

@@ -202,6 +202,29 @@ def compare(folders: list[Path], as_json: AsJson = False, out: Out = None, force
 
 
 @app.command()
+def diff(
+    before: Path,
+    after: Path,
+    above: Annotated[
+        float, typer.Option("--above", min=0, help="Leave out changes up to this share, e.g. 0.01.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what moved between two run folders.
+
+    The figures by relative change, and the inputs that explain it: settings, seeds, versions, hashes of files,
+    Selections and Plans. Ends with 0 whether they differ or not.
+    """
+    from ghostsim.sweep.diff import diff_runs, diff_text
+
+    found = diff_runs(before, after, above)
+    if as_json:
+        _print_json(found)
+    else:
+        print(diff_text(found))
+
+
+@app.command()
 def sweep(
     sweep: str,
     sets: Sets = [],  # noqa: B006  (typer copies the default)
@@ -242,6 +265,49 @@ def sweep(
     _tell(str(done.folder))
     if done.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    spec: str,
+    sets: Sets = [],  # noqa: B006  (typer copies the default)
+    out: Out = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Points that run at once; 1 is deterministic.")] = 1,
+    resume: Resume = False,
+    scheduler: Scheduler = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for the hardware or policy that serves best.
+
+    SPEC names a scenario, its fields, objectives and bounds; no point that meets the bounds ends the command with 5.
+    With `sensitivity:` instead of objectives: which assumed number would turn the verdict.
+    """
+    from ghostsim.export.run_folder import default_out
+    from ghostsim.sweep import search as trials
+    from ghostsim.sweep import sensitivity
+    from ghostsim.sweep.executor import Crew
+
+    if resume and out is None:
+        raise UsageError("--resume: found no --out, expected the store to continue, e.g. --out runs/cxl_filter")
+    effective = trials.effective_search(spec, sets)
+    folder, crew, say = out or default_out(Path(spec).stem), Crew(jobs, scheduler), _progress(quiet=quiet)
+    if effective.search.sensitivity is not None:
+        turned = sensitivity.run_sensitivity(effective, folder, crew, resume=resume, progress=say)
+        data, text, found = sensitivity.as_data(turned), sensitivity.sensitivity_text(turned), True
+    else:
+        tried = trials.run_search(effective, folder, crew, resume=resume, progress=say)
+        data, text, found = trials.as_data(tried), trials.search_text(tried), bool(tried.best)
+    _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json(data)
+    else:
+        print(text)
+    if not found:
+        _tell("error: found no point that meets the bounds, expected one; see points.csv")
+    _tell(str(folder))
+    if not found:
+        raise typer.Exit(RequirementError.exit_code)
 
 
 @app.command()

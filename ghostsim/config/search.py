@@ -93,6 +93,12 @@ class Search(Strict):
             raise ValueError("found none or both of objectives and sensitivity, expected one of them")
         if self.objectives and self.fields is None:
             raise MisfitError(f"found no fields, expected what may change, e.g. {_FIELDS}")
+        if self.sensitivity and any(
+            not isinstance(axis, tuple) or len(axis) > 1 for axis in (self.fields or {}).values()
+        ):
+            raise MisfitError(
+                "found a range or several choices beside sensitivity, expected one value a field", "fields"
+            )
         for index, text in enumerate(self.subject_to):
             try:
                 parse_bound(text)

@@ -29,7 +29,7 @@ _FEW_POINTS = 32
 _MOST_PACKED = 5000
 """Points whose scenarios are kept, at 20 to 100 KB each; those of a larger sweep are loaded twice."""
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_DIED = "found that the process of this point died (killed, or out of memory), expected it to end by itself"
+DIED = "found that the process of this point died (killed, or out of memory), expected it to end by itself"
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class _Run:
         except BrokenProcessPool:
             return point
         except WorkerLostError:
-            outcome = Outcome(error=_DIED)
+            outcome = Outcome(error=DIED)
         self._note(point, outcome)
         return None
 
@@ -305,7 +305,7 @@ class _Run:
             try:
                 outcome = submit(pool, self._tasks[point]).result()
             except BrokenProcessPool:
-                outcome = Outcome(error=_DIED)
+                outcome = Outcome(error=DIED)
         self._note(point, outcome)
         self._table.write()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ def aged(drift: Drift) -> Figure:
     header = ["Heads", "Index", "Refit", "Bytes a step", "Steps", "Ruled out, query head", "Ruled out, GQA group",
               "Slack, late", "Slack, prompt"]  # fmt: skip
     caption = (
-        f"{drift_sentence(drift)} Slack is what a bound adds per unit of the query: the radius of a token's ball, or the "
-        "error norm of its record. Bytes a step: of refits, as a share of all cold K and V. "
+        f"{drift_sentence(drift)} Slack is what a bound adds per unit of the query: the radius of a token's ball, or "
+        "the error norm of its record. Bytes a step: of refits, as a share of all cold K and V. "
         f"{drift.violations} bounds lie below the exact score."
     )
     return Figure("drift", "Drift over the decode", caption, views, Table(header, _rows(drift)), picker="view")
@@ -52,14 +53,14 @@ def _drawn(drift: Drift, what: str, heads: Mask) -> dict[str, Any]:
     return plot(traces, 460, xaxis=axis("Decode step"), yaxis=axis(title, rangemode="tozero"))
 
 
-def _line(label: str, x: list[float], y: list[float], style: tuple[int, int], hover: str) -> dict[str, Any]:
+def _line(label: str, x: Sequence[float], y: Sequence[float], style: tuple[int, int], hover: str) -> dict[str, Any]:
     colour, dash = style
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": label,
-        "x": x,
-        "y": y,
+        "x": list(x),
+        "y": list(y),
         "line": {"color": PALETTE[colour], "dash": DASHES[dash]},
         "marker": {"symbol": SYMBOLS[colour], "size": 7},
         "hovertemplate": f"%{{fullData.name}}, {hover}<extra></extra>",
@@ -79,8 +80,8 @@ def visited(tree: Tree) -> Figure:
     logarithmic = [short(float(BRANCHINGS[-1] * np.log(n) / np.log(BRANCHINGS[-1]))) for n in contexts]
     traces.append(_line("logarithmic, as published", contexts, logarithmic, (8, 2), "%{x:,} tokens: %{y:,.0f} nodes"))
     drawing = plot(traces, 460, xaxis=axis("Context (log)", type="log"), yaxis=axis("Nodes visited (log)", type="log"))
-    header = ["Order", "Children", "N", "Depth", "Nodes", "Visited", "Share of N", "By GQA group", "Least", "Tokens left",
-              "Exponent"]  # fmt: skip
+    header = ["Order", "Children", "N", "Depth", "Nodes", "Visited", "Share of N", "By GQA group", "Least",
+              "Tokens left", "Exponent"]  # fmt: skip
     rows = [_row(tree, walk) for curve in curves.values() for walk in curve]
     caption = (
         f"{tree_sentence(tree)} A recorded token stands {tree.repeats:.1f} times in the longest context. Least: nodes "

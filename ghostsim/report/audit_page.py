@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostsim.report.audit_further import aged, visited
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, fill, plot, rows_axis, short
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.page import whole_page, write_text
@@ -24,7 +25,6 @@ from ghostsim.study.audit import (
     Scope,
     Sketch,
 )
-from ghostsim.report.audit_further import aged, visited
 from ghostsim.study.audit_verdict import (
     BY,
     CRITERIA,

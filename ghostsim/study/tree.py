@@ -113,8 +113,8 @@ def tree(trace: Trace, contexts: Sequence[int] = CONTEXTS, progress: Callable[[i
 def _means(walks: Sequence[Walk]) -> Iterator[Walk]:
     for kind in dict.fromkeys((walk.order, walk.branching) for walk in walks):
         own = [walk for walk in walks if (walk.order, walk.branching) == kind]
-        names = ("nodes", "visited", "group", "least", "tokens")
-        yield replace(own[0], **{name: float(np.mean([getattr(walk, name) for walk in own])) for name in names})
+        table = np.mean([(w.nodes, w.visited, w.group, w.least, w.tokens) for w in own], axis=0).tolist()
+        yield Walk(*kind, own[0].context, own[0].depth, *table)
 
 
 def _of_head(head: Head) -> Iterator[Walk]:
@@ -279,7 +279,7 @@ def main_direction(groups: Array) -> Array:
         along = np.einsum("gsd,gd->gs", centred, direction)
         direction = np.einsum("gs,gsd->gd", along, centred)
         direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return direction
+    return np.asarray(direction)
 
 
 # --- as data and as text ----------------------------------------------------------------------------------------

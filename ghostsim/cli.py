@@ -348,15 +348,23 @@ def evaluate(
     _tell(str(folder))
 
 
-def _fraction(*, quiet: bool, doing: str = "evaluate") -> Callable[[int, int], None] | None:
+def _fraction(
+    *, quiet: bool, doing: str = "evaluate", what: str = "attention head"
+) -> Callable[[int, int], None] | None:
     say = _progress(quiet=quiet)
-    return lambda done, of: say(f"{doing} attention head {done} of {of}")
+    return lambda done, of: say(f"{doing} {what} {done} of {of}")
 
 
 @app.command()
 def audit(
     trace: str,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps looked at, evenly spaced.")] = 32,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Also how indexes age over the steps, refitted or not.")
+    ] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Also the nodes visited in trees above 32K to 1M tokens.")
+    ] = False,
     out: OutFile = None,
     report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that --out and --report name.")] = False,
@@ -370,22 +378,27 @@ def audit(
     from ghostsim.study.audit import audit as audited
     from ghostsim.study.audit_output import as_json as laid_out
     from ghostsim.study.audit_output import audit_text, write_csv
+    from ghostsim.study.drift import drift as drifted
+    from ghostsim.study.tree import tree as walked
     from ghostsim.trace.format import open_trace
 
     _check_all_new(out=out, report=report, force=force)
-    found = audited(open_trace(trace), steps, _fraction(quiet=quiet, doing="audit"))
+    recorded = open_trace(trace)
+    ageing = drifted(recorded, _fraction(quiet=quiet, doing="drift on")) if drift else None
+    trees = walked(recorded, progress=_fraction(quiet=quiet, doing="tree above", what="context")) if tree else None
+    found = audited(recorded, steps, _fraction(quiet=quiet, doing="audit"))
     _clear_progress(quiet=quiet)
     if as_json:
-        _print_json(laid_out(found))
+        _print_json(laid_out(found, ageing, trees))
     else:
-        print(audit_text(found))
+        print(audit_text(found, ageing, trees))
     if out is not None:
         write_csv(found, out)
         _tell(str(out))
     if report is not None:
         from ghostsim.report.audit_page import write_audit_report
 
-        _tell(str(write_audit_report(found, report)))
+        _tell(str(write_audit_report(found, report, ageing, trees)))
 
 
 @app.command()

@@ -9,11 +9,12 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ghostsim.config.base import Count, Number, Strict, Text, Whole
 from ghostsim.config.formats import FP16, KeptFormat
-from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK
+from ghostsim.config.rules import AllRule, Certify, NoneRule, Presume, Rule, Sample, TopFrac, TopK
 from ghostsim.config.scores import (
     AgeScore,
     CentroidScore,
     HistScore,
+    JlScore,
     Kind,
     LshScore,
     ObsScore,
@@ -141,6 +142,8 @@ class Selector(Strict):
             raise ValueError(f"found the rule {name} without a score, expected one, e.g. score: exact")
         if isinstance(self.rule, Certify):
             self._check_certificate(kind_of(self.score))
+        if isinstance(self.rule, Presume) and not isinstance(self.score, JlScore):
+            raise ValueError(f"found presume on the score {first_key(self.score)}, expected jl, a statistical bound")
         if isinstance(self.rule, Sample) and not isinstance(self.score, LshScore):
             raise ValueError(f"found sample on the score {first_key(self.score)}, expected lsh")
         if self.refresh != "never" and not fitted(self.score):

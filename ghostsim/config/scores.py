@@ -254,6 +254,19 @@ class Published(Strict):
     record: Count = 48
 
 
+class Jl(Strict):
+    """A Gaussian sketch with a Johnson-Lindenstrauss margin: its product plus sqrt(`c` ln N / m) ||q|| ||k||.
+
+    N are the tokens when the prompt ends, m the `dims`; the norm of the key is stored. 8 is the constant of the lemma
+    (Dasgupta and Gupta, 2003), 2 that of a union over N pairs of Gaussian tails exp(-m e^2 / 2). The margin holds with
+    some probability for a matrix drawn apart from keys and queries, and queries of a decode depend on what earlier
+    ones were let to see: a heuristic, which claims a bound and is none.
+    """
+
+    dims: Count = 64
+    c: Annotated[float, Field(strict=True, gt=0, le=1e3)] = 8.0
+
+
 class AgeScore(Strict):
     """Order by age: the newest first."""
 
@@ -374,6 +387,12 @@ class PublishedScore(Strict):
     published: Published
 
 
+class JlScore(Strict):
+    """Order by a Gaussian sketch with a statistical margin."""
+
+    jl: Jl
+
+
 PastScore = AgeScore | HistScore | ObsScore | NormScore | TrigScore | RandomScore
 Score = Annotated[
     Annotated[AgeScore, Tag("age")]
@@ -395,7 +414,8 @@ Score = Annotated[
     | Annotated[LshScore, Tag("lsh")]
     | Annotated[GraphScore, Tag("graph")]
     | Annotated[LightningScore, Tag("lightning")]
-    | Annotated[PublishedScore, Tag("published")],
+    | Annotated[PublishedScore, Tag("published")]
+    | Annotated[JlScore, Tag("jl")],
     Discriminator(first_key),
     BeforeValidator(named),
 ]
@@ -417,7 +437,7 @@ def kind_of(score: Score) -> Kind:
             return "estimate" if sketch.residual == "none" else "upper-bound"
         case MeanScore() | ChanScore() | LshScore() | GraphScore() | LightningScore():
             return "estimate"
-        case PublishedScore():
+        case PublishedScore() | JlScore():
             return "claimed"
         case _:
             return "prior"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim.config.policy import Pin, Policy
-from ghostsim.config.rules import Certify
+from ghostsim.config.rules import Certify, Presume
 from ghostsim.policy.exact import Array, Block, wide_sum
 from ghostsim.policy.rules import CLIP, Ledger, Mask, ledger, spend
 from ghostsim.policy.units import Units
@@ -95,7 +95,7 @@ def exponentials(bounds: Array, cold: Cold) -> tuple[Array, Array]:
 
 
 def certified_read(
-    rule: Certify,
+    rule: Certify | Presume,
     shifted: Array,
     bound_weights: Array,
     cold: Cold,
@@ -107,7 +107,7 @@ def certified_read(
 
     `alive` [tokens] is what earlier stages have left, `gone` [g] the exact softmax sum of what they have left out.
     """
-    tau = rule.certify / (1 - rule.certify)
+    tau = rule.eps / (1 - rule.eps)
     mass = bound_weights if units.sizes is None else bound_weights * units.sizes
     allowance = tau / (1 + _slack(mass.dtype))
     largest = 1 if units.sizes is None else int(units.sizes.max(initial=1))

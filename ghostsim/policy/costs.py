@@ -28,6 +28,7 @@ from ghostsim.config.scores import (
     Exact,
     ExactScore,
     GraphScore,
+    JlScore,
     LightningScore,
     LshScore,
     MeanScore,
@@ -225,6 +226,8 @@ def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | N
         case CentroidScore(centroid=centroid):
             size = d * FP16_BYTES + _NORM_BYTES * centroid.radius
             return IndexStage("centroid", size, centroid.tokens, d, 16)
+        case JlScore(jl=jl):
+            return IndexStage("jl", jl.dims * FP16_BYTES + _NORM_BYTES, 1, jl.dims, 16)
         case None:
             return None
     return _token_stage(score, d, kv_heads)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
-from ghostsim.config.rules import Certify
+from ghostsim.config.rules import Certify, Presume
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
 from ghostsim.policy.costs import format_bytes, rebuild_flops, side_bytes
@@ -292,9 +292,9 @@ class _Program:
         )  # fmt: skip
 
     def _decides(self, scan: str) -> tuple[tuple[str, int], ...]:
-        """A staged certificate needs the normaliser of the hot tokens; the other rules decide on scores alone."""
+        """A staged rule needs the normaliser of the hot tokens; the others decide on scores alone."""
         rules = [selector.rule for selector in self.policy.read.cascade]
-        staged = any(isinstance(rule, Certify) and rule.form == "staged" for rule in rules)
+        staged = any(isinstance(rule, Certify | Presume) and rule.form == "staged" for rule in rules)
         return ((scan, 0), ("hot", 0)) if staged else ((scan, 0),)
 
     # --- what is foretold ---

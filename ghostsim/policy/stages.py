@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from ghostsim.config.policy import Selector, Steps
-from ghostsim.config.rules import Above, AllRule, Certify, Margin, NoneRule, Sample, TopFrac, TopK
+from ghostsim.config.rules import Above, AllRule, Certify, Margin, NoneRule, Presume, Sample, TopFrac, TopK
 from ghostsim.config.scores import CentroidScore, MeanScore
 from ghostsim.policy.cold import Cold, certified_read, exponentials
 from ghostsim.policy.exact import Array, Block, Floats
@@ -121,7 +121,7 @@ def take(stage: Stage, offer: Offer) -> Taken:
     if offer.scores is None or offer.raw is None:
         every = np.full(offer.cold.size, isinstance(selector.rule, AllRule))
         return Taken(every, every)
-    if isinstance(selector.rule, Certify):
+    if isinstance(selector.rule, Certify | Presume):
         shifted, mass = exponentials(offer.scores, offer.cold)
         taken = certified_read(selector.rule, shifted, mass, offer.cold, units, offer.alive, offer.gone)
         return Taken(taken, units.spread(taken), mass)

@@ -70,7 +70,7 @@ class Drift:
         return np.asarray(self.values[index, refresh, :, MEASURES.index(measure)][:, chosen].mean(axis=1))
 
     def ratio(self, index: int, refresh: int, heads: Mask | None = None) -> Floats:
-        """Return the slack of late tokens as a multiple of that of the prompt's, [windows]; NaN before the first."""
+        """Return the slack of late tokens as a multiple of that of the prompt's, [windows]."""
         late, fitted = (self.mean(index, refresh, name, heads) for name in ("late", "fitted"))
         return np.asarray(late / np.where(fitted > 0, fitted, 1.0))
 

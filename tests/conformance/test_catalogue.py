@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -125,6 +126,13 @@ def test_a_list_has_a_name_and_a_summary_for_each(plural):
         assert Path(entry.path).exists()
         assert entry.summary
         assert not entry.summary.startswith("invalid")
+
+
+def test_the_catalogue_has_what_an_architect_looks_for():
+    kinds = Counter(entry.kind for entry in catalogue.names("parts"))
+    assert sum(kinds.values()) >= 50
+    assert kinds.keys() >= {"gpu", "dram", "host_cpu", "cxl_expander", "switch", "upmem", "nvme", "link"}
+    assert len(catalogue.names("platforms")) >= 15
 
 
 def test_a_scenario_loads_in_half_a_second():

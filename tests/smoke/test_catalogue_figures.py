@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rig import Rig, part
+from rig import PS, Rig, part
 from rig import platform as platform_named
 
 from ghostsim.config.hardware import CxlExpander, Gpu, HostCpu, Memory, Platform, Upmem
@@ -11,6 +11,7 @@ from ghostsim.config.load import load_model, load_platform, load_scenario
 from ghostsim.config.model import Model
 from ghostsim.devices.dram import DramMedia
 from ghostsim.devices.gpu_arch import gpu_spec
+from ghostsim.devices.leg import join
 from ghostsim.devices.link import data_bandwidth
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.timing.dram import Pattern, idle_latency_ns, peak_bandwidth, saturated_bandwidth
@@ -189,7 +190,7 @@ def test_hosts_load_and_stream_as_measured(name, ns, gb_per_s):
     ],
 )  # fmt: skip
 def test_expanders_load_and_stream_as_published(name, local_ns, local_dram_ns, ns, gb_per_s):
-    """From the core: the host's part of a local load, the link there and back, the controller and the expander's DRAM."""
+    """From the core: the host's part of a local load, the link both ways, the controller and the DRAM behind it."""
     device = part(name)
     way_ns = 2 * part("cxl1").latency / 1000
     found_ns = local_ns - local_dram_ns + way_ns + (device.controller + media(device.memory).latency_ps) / 1000
@@ -256,3 +257,17 @@ def test_a_gpu_loads_from_grace_in_the_measured_time(platform_name, ns):
     found = platform_named(platform_name)
     took_ps = 2 * found.links["c2c0"].latency + media(found.devices["host0"].memory).latency_ps
     assert took_ps / 1000 == pytest.approx(ns, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("platform_name", "gb_per_s", "within"), [("h100_nvme_gen5", 27, 0.1), ("h200_nvme_switch", 48, 0.2)]
+)
+def test_drives_together_fill_hbm_as_deep_nvme_measured(platform_name, gb_per_s, within):
+    """DeepNVMe: four and eight PCIe 5.0 drives to HBM in large reads."""
+    rig = Rig()
+    machine = rig.machine(platform_name)
+    drives = machine.stores("ssd")
+    for name, drive in drives:
+        leg = machine.gpu.receive(join([drive.read(131_072, 10**5), machine.routes[name].carry(131_072)]))
+        rig.flow(name, leg, 10**10, drive.window)
+    assert len(drives) * 10**10 / max(rig.run().values()) * PS / 1e9 == pytest.approx(gb_per_s, rel=within)

@@ -351,7 +351,7 @@ class HostCpu(Part):
     filter: Filter | None = None
     """In the buffers of the DIMMs."""
     root_complex: PositiveBandwidth
-    """What the root complex passes between two devices below it."""
+    """What the root complex passes between two devices below it, in each direction."""
     forward: Delay
     """What the root complex adds to a device-to-device read."""
     static: Watts
@@ -362,6 +362,16 @@ class HostCpu(Part):
         return self.memory.capacity
 
 
+class Pool(Block):
+    """Other hosts that read an expander over ports of their own."""
+
+    hosts: Few
+    load: PositiveBandwidth
+    """What each of them reads, if it can."""
+    window: PositiveBytes = 65_536
+    """Bytes that each keeps outstanding: its weight where it meets other traffic."""
+
+
 class CxlExpander(Part):
     """A CXL Type-3 memory expander."""
 
@@ -370,6 +380,7 @@ class CxlExpander(Part):
     """Round trip through port and controller, without link and media."""
     memory: Memory
     filter: Filter | None = None
+    pool: Pool | None = None
     static: Watts
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghostsim.config.hardware import CxlExpander
 from ghostsim.devices.dram import DramMedia
-from ghostsim.devices.leg import Leg
+from ghostsim.devices.leg import Leg, join
 from ghostsim.devices.sketch_filter import in_silicon
 from ghostsim.engine.network import Network
 
@@ -30,4 +30,4 @@ class CxlExpanderDevice:
         return Leg((), self.part.controller // 2)
 
     def _through_controller(self, leg: Leg) -> Leg:
-        return Leg(leg.costs, leg.latency_ps + self.part.controller)
+        return join([leg, Leg((), self.part.controller)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +13,10 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from ghostsim.devices.job import Part
+from ghostsim.devices.leg import Load, queueing_ps
 from ghostsim.engine.clock import PS_PER_S
-from ghostsim.engine.network import FlowClass, Network
+from ghostsim.engine.network import Network
 from ghostsim.errors import GhostsimError, InvariantError
 from ghostsim.pipeline.binding import Bound, Row
 from ghostsim.plan.plan import Plan
@@ -49,9 +53,10 @@ class Executor:
         self.ready: deque[int] = deque()
         self.finished = 0
         self.draining = False
+        self.done = simpy.Event(env)
 
     def run(self) -> Times:
-        """Run all rows to the end.
+        """Run all rows to the end; what others send on, as the hosts of a pool do, goes on without them.
 
         Raises
         ------
@@ -60,7 +65,9 @@ class Executor:
         """
         self.ready.extend(row for row, count in enumerate(self.waiting) if not count)
         self._drain()
-        self.env.run()
+        if self.finished != len(self.start) and self.env.peek() != math.inf:
+            with contextlib.suppress(RuntimeError):  # the queue ran empty: rows wait for each other, as said below
+                self.env.run(self.done)
         if self.finished != len(self.start):
             raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")
         if self.env.now > _LONGEST_PS:
@@ -84,18 +91,23 @@ class Executor:
         if not any(sizes):
             self._end(row)
             return
-        delay_ps, parts = self.makers[row % len(self.makers)](sizes)
+        delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
+        if loads and parts[0].server is None:
+            delay_ps += queueing_ps(self.network, loads)
         self.delay[row] = delay_ps
         done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
-        for flow_class, nbytes, server in parts:
+        for part in parts:
+            flow_class, nbytes, server = part
             self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
                 self.network.start(flow_class, nbytes, done, delay_ps)
             else:
-                server.submit(partial(self._serve, flow_class, nbytes, delay_ps), done)
+                server.submit(partial(self._serve, row, part, loads), done)
 
-    def _serve(self, flow_class: FlowClass, nbytes: int, delay_ps: int, release: Callable[[], object]) -> None:
-        self.network.start(flow_class, nbytes, release, delay_ps)
+    def _serve(self, row: int, part: Part, loads: tuple[Load, ...], release: Callable[[], object]) -> None:
+        """Start a flow whose turn has come; what it waits for is as busy as it is now."""
+        waits_ps = queueing_ps(self.network, loads)
+        self.network.start(part.flow_class, part.nbytes, release, self.delay[row] + waits_ps)
 
     def _last_of(self, parts: int, row: int) -> Callable[[], None]:
         """Return what ends a row when the last of its parts calls it."""
@@ -112,6 +124,8 @@ class Executor:
     def _end(self, row: int) -> None:
         self.finish[row] = int(self.env.now)
         self.finished += 1
+        if self.finished == len(self.start):
+            self.done.succeed()
         waiting = self.waiting
         for successor in self.successors[row]:
             waiting[successor] -= 1

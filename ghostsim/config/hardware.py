@@ -430,6 +430,13 @@ class Upmem(Part):
         return self.ranks * self.dpus_per_rank * self.mram
 
 
+class SlowReads(Block):
+    """Reads that take longer than the others: a second try of the array, or garbage collection on their die."""
+
+    share: Fraction
+    delay: Delay
+
+
 class Nvme(Part):
     """An NVMe solid-state drive."""
 
@@ -442,6 +449,7 @@ class Nvme(Part):
     """Array read time of one page (tR)."""
     program: PositiveDuration
     """Array program time of one page (tPROG)."""
+    slow_reads: SlowReads | None = None
     channel_bandwidth: PositiveBandwidth
     command_rate: Count
     """Commands per second that the controller accepts."""

@@ -25,7 +25,7 @@ class CxlExpanderDevice:
         """Return the cost of writing scattered pieces, from the port on."""
         return self._through_controller(self.media.gather(piece_bytes, records, write=True))
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (controller only)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to the filter, or of what it found on the way back: half the controller."""
         return Leg((), self.part.controller // 2)
 

@@ -99,7 +99,7 @@ class GpuDevice:
         leg = self.hbm.stream(write=True)
         return Job(0, (Part(self.network.flow_class(leg.costs, self.weight, writes=leg.writes), nbytes),))
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to the base dies, or of what they found on the way back."""
         return self.hbm.command()
 

@@ -47,7 +47,7 @@ class HostCpuDevice:
         window = float(self.part.cores * _WINDOW_PER_CORE)
         return SketchFilter(network, self.media.stream, work, start_ps=core.start, window=window)
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to what scans host memory, or of what it found on the way back."""
         return self.media.command()
 

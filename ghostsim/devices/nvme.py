@@ -61,7 +61,7 @@ class NvmeDevice:
         latency_ps = part.read + self._channel_ps(part.page)
         return Leg(((self.dies, part.read / _PS_PER_S / part.page), (self.channels, 1.0)), latency_ps)
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (commands of both ways)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to the controller, or of what it found on the way back: half a command."""
         return Leg(((self.commands, 0.5 / piece_bytes),), self.part.overhead // 2)
 

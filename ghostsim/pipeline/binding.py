@@ -263,8 +263,10 @@ class Binder:
         return Bound(make, f"{self.placement.site} {'queries' if down else 'ids'}", _shares(sites))
 
     def _new_transfer(self, site: _Site[AnyStore], piece: int, down: bool) -> _Template:
+        units = max(1, self.batch * self.model.kv_heads // site.of)
+
         def way(device: AnyStore, route: Route) -> Leg:
-            return join([route.carry(piece, write=down), device.pass_on(piece, write=down)])
+            return join([route.carry(piece, write=down), device.pass_on(piece, units, write=down)])
 
         return self._template(site, site.spread(way), piece, _gate(site.devices[0]))
 

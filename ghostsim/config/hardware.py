@@ -356,7 +356,7 @@ class HostCpu(Part):
     filter: Filter | None = None
     """In the buffers of the DIMMs."""
     root_complex: PositiveBandwidth
-    """What the root complex passes between two devices below it."""
+    """What the root complex passes between two devices below it, in each direction."""
     forward: Delay
     """What the root complex adds to a device-to-device read."""
     static: Watts
@@ -367,6 +367,16 @@ class HostCpu(Part):
         return self.memory.capacity
 
 
+class Pool(Block):
+    """Other hosts that read an expander over ports of their own."""
+
+    hosts: Few
+    load: PositiveBandwidth
+    """What each of them reads, if it can."""
+    window: PositiveBytes = 65_536
+    """Bytes that each keeps outstanding: its weight where it meets other traffic."""
+
+
 class CxlExpander(Part):
     """A CXL Type-3 memory expander."""
 
@@ -375,6 +385,7 @@ class CxlExpander(Part):
     """Round trip through port and controller, without link and media."""
     memory: Memory
     filter: Filter | None = None
+    pool: Pool | None = None
     static: Watts
 
     @property
@@ -424,6 +435,13 @@ class Upmem(Part):
         return self.ranks * self.dpus_per_rank * self.mram
 
 
+class SlowReads(Block):
+    """Reads that take longer than the others: a second try of the array, or garbage collection on their die."""
+
+    share: Fraction
+    delay: Delay
+
+
 class Nvme(Part):
     """An NVMe solid-state drive."""
 
@@ -436,6 +454,7 @@ class Nvme(Part):
     """Array read time of one page (tR)."""
     program: PositiveDuration
     """Array program time of one page (tPROG)."""
+    slow_reads: SlowReads | None = None
     channel_bandwidth: PositiveBandwidth
     command_rate: Count
     """Commands per second that the controller accepts."""

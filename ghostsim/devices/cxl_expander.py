@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghostsim.config.hardware import CxlExpander
 from ghostsim.devices.dram import DramMedia
-from ghostsim.devices.leg import Leg
+from ghostsim.devices.leg import Leg, join
 from ghostsim.devices.sketch_filter import in_silicon
 from ghostsim.engine.network import Network
 
@@ -25,9 +25,9 @@ class CxlExpanderDevice:
         """Return the cost of writing scattered pieces, from the port on."""
         return self._through_controller(self.media.gather(piece_bytes, records, write=True))
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (controller only)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to the filter, or of what it found on the way back: half the controller."""
         return Leg((), self.part.controller // 2)
 
     def _through_controller(self, leg: Leg) -> Leg:
-        return Leg(leg.costs, leg.latency_ps + self.part.controller)
+        return join([leg, Leg((), self.part.controller)])

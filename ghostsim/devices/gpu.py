@@ -10,7 +10,7 @@ from ghostsim.devices.dma_engine import DmaEngine
 from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
 from ghostsim.devices.hbm import Hbm
 from ghostsim.devices.job import Job, Part
-from ghostsim.devices.leg import Leg, rounded
+from ghostsim.devices.leg import Leg, join, rounded
 from ghostsim.devices.sketch_filter import in_silicon
 from ghostsim.engine.network import Network
 from ghostsim.timing.gpu_kernels import (
@@ -95,39 +95,36 @@ class GpuDevice:
 
     def write(self, nbytes: int) -> Job:
         """Write results of a kernel to HBM, fused into that kernel."""
-        route = self.hbm.stream(write_share=1.0).costs
-        return Job(0, (Part(self.network.flow_class(route, self.weight), nbytes),))
+        leg = self.hbm.stream(write=True)
+        return Job(0, (Part(self.network.flow_class(leg.costs, self.weight, writes=leg.writes), nbytes),))
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to the base dies, or of what they found on the way back."""
         return self.hbm.command()
 
     def score(self, source: Leg, macs_per_byte: float) -> Leg:
         """Extend a route from another memory by the scoring of the index records that arrive."""
-        return Leg((*source.costs, *self.hbm.stream().costs, (self.vector, macs_per_byte)), source.latency_ps)
+        return join([source, self.hbm.stream().bulk, Leg(((self.vector, macs_per_byte),))])
 
     def copy_in(self, source: Leg, fragment_bytes: float) -> tuple[Leg, float]:
         """Extend a route from another memory by the copy engines and the write to HBM; return it with its weight."""
         engine = self.dma.move(fragment_bytes, source.latency_ps)
-        landing = self.hbm.stream(write_share=1.0).costs
-        leg = Leg((*source.costs, *engine.costs, *landing), source.latency_ps + engine.latency_ps)
-        return leg, float(self.part.copy_engines.window)
+        return join([source, engine, self.hbm.stream(write=True).bulk]), float(self.part.copy_engines.window)
 
     def receive(self, source: Leg) -> Leg:
         """Extend a route by the write to HBM: what a device that masters the bus itself (an NVMe drive) sends."""
-        return Leg((*source.costs, *self.hbm.stream(write_share=1.0).costs), source.latency_ps)
+        return join([source, self.hbm.stream(write=True).bulk])
 
     def send(self, target: Leg) -> Leg:
         """Extend a route by the read from HBM: what a device that masters the bus itself (an NVMe drive) takes."""
-        return Leg((*self.hbm.stream().costs, *target.costs), target.latency_ps)
+        return join([self.hbm.stream().bulk, target])
 
     def read_in_place(self, source: Leg) -> tuple[Leg, float]:
         """Extend a route from another memory by the SMs' window of outstanding reads; return it with its weight."""
-        leg = Leg((*source.costs, (self.window, source.latency_ps / _PS_PER_S)), source.latency_ps + self.part.launch)
-        return leg, float(self.part.read_window)
+        waiting = Leg(((self.window, source.latency_ps / _PS_PER_S),), self.part.launch)
+        return join([source, waiting]), float(self.part.read_window)
 
     def copy_out(self, target: Leg, fragment_bytes: float) -> tuple[Leg, float]:
         """Extend a route to another memory by the copy engines and the read from HBM; return it with its weight."""
         engine = self.dma.move(fragment_bytes, target.latency_ps)
-        leg = Leg((*self.hbm.stream().costs, *engine.costs, *target.costs), target.latency_ps + engine.latency_ps)
-        return leg, float(self.part.copy_engines.window)
+        return join([self.hbm.stream().bulk, engine, target]), float(self.part.copy_engines.window)

@@ -13,7 +13,7 @@ _WINDOW_PER_CORE = 4096
 
 
 class HostCpuDevice:
-    """Host memory as `NAME.bus` and `NAME.activations`, and `NAME.root_complex` for what passes through.
+    """Host memory as `NAME.bus` and `NAME.activations`; `NAME.root_complex` and `.down` for what passes through.
 
     `NAME.cores`, if the part says what a core does, is the time of its cores, in core seconds per second.
     """
@@ -25,6 +25,7 @@ class HostCpuDevice:
         self.cores = network.resource(f"{name}.cores", float(part.cores)) if part.core else None
         self.scorer = self._scorer(network)
         self.root_complex = network.resource(f"{name}.root_complex", part.root_complex)
+        self.root_complex_down = network.resource(f"{name}.root_complex.down", part.root_complex)
 
     def read(self, piece_bytes: float, records: int) -> Leg:
         """Return the cost of reading scattered pieces of host memory."""
@@ -46,10 +47,10 @@ class HostCpuDevice:
         window = float(self.part.cores * _WINDOW_PER_CORE)
         return SketchFilter(network, self.media.stream, work, start_ps=core.start, window=window)
 
-    def pass_on(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (a bus without packets)
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one signature)
         """Return the cost of a query to what scans host memory, or of what it found on the way back."""
         return self.media.command()
 
-    def carry(self) -> Leg:
-        """Return the cost of passing from one device to another below the root complex, one way."""
-        return Leg(((self.root_complex, 1.0),), self.part.forward // 2)
+    def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (no packets inside)
+        """Return the cost of passing between two devices below the root complex, towards the GPU or away from it."""
+        return Leg(((self.root_complex_down if write else self.root_complex, 1.0),), self.part.forward // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ghostsim.devices.leg import Load
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import FifoServer
 
@@ -17,7 +18,11 @@ class Part(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Flows that start together after a delay; the job ends with the last of them."""
+    """Flows that start together after a delay; the job ends with the last of them.
+
+    The delay is that of idle media; `loads` are the media whose load when the flows start makes it longer.
+    """
 
     delay_ps: int = 0
     parts: tuple[Part, ...] = ()
+    loads: tuple[Load, ...] = ()

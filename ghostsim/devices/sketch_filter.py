@@ -42,7 +42,8 @@ class SketchFilter:
     def scan(self, nbytes: int, macs_per_byte: float, request: int = 0) -> Job:
         """Stream index records of a request from the media and score them."""
         part = Part(self._scan_class(macs_per_byte), nbytes, self._server_of(request))
-        return Job(self.start_ps + self.media().latency_ps, (part,))
+        media = self.media()
+        return Job(self.start_ps + media.latency_ps, (part,), media.loads)
 
     def _new_scan_class(self, macs_per_byte: float) -> FlowClass:
         return self.network.flow_class((*self.media().costs, *self.work(macs_per_byte)), self.window)

@@ -180,11 +180,12 @@ class Probe:
 class _State:
     """How many flows of each class there are, the rates that follow, and the neighbouring states."""
 
-    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "shares", "used")
+    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "shares", "used", "writes")
 
     def __init__(self, counts: Sequence[tuple[FlowClass, int]]) -> None:
         self.counts = counts
         self.classes = [flow_class for flow_class, _ in counts]
+        self.writes = any(flow_class.writes for flow_class in self.classes)
         self.changes: dict[_State, list[tuple[FlowClass, float, int]]] = {}
         self.after_start: dict[FlowClass, _State] = {}
         self.after_finish: dict[FlowClass, _State] = {}
@@ -219,7 +220,6 @@ class Network:
         self._armed_ps = NEVER
         self._settling = False
         self._nominal: list[float] = []
-        self._mixed = False
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
         """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
@@ -237,7 +237,6 @@ class Network:
         scaled = mix if mix is None or factor == 1 else lambda share: factor * mix(share)
         self.resources[name] = Resource(name, factor * capacity, len(self.resources), scaled)
         self._nominal.append(factor * capacity)
-        self._mixed = self._mixed or mix is not None
         return self.resources[name]
 
     def flow_class(
@@ -437,7 +436,7 @@ class Network:
 
     def _capacities(self, state: _State, rates: Sequence[float]) -> list[float]:
         """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
-        if not self._mixed:
+        if not state.writes:
             return self._nominal
         reads_and_writes: dict[Resource, list[float]] = {}
         for (cls, count), rate in zip(state.counts, rates, strict=False):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ghostsim.config.model import Model
@@ -18,7 +19,7 @@ from ghostsim.devices.dram import octave
 from ghostsim.devices.gpu import GpuDevice
 from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.job import Job, Part
-from ghostsim.devices.leg import Leg, join, rounded
+from ghostsim.devices.leg import Leg, Load, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.sketch_filter import SketchFilter
@@ -95,11 +96,12 @@ class _Site(Generic[AnyStore]):
         """Return the leg of a byte that is spread over the devices."""
         legs = [way(device, route) for device, route in zip(self.devices, self.routes, strict=True)]
         costs = tuple((resource, cost / len(legs)) for leg in legs for resource, cost in leg.costs)
-        return Leg(costs, legs[0].latency_ps)
+        writes = tuple(resource for leg in legs for resource in leg.writes)
+        return Leg(costs, legs[0].latency_ps, legs[0].loads, writes)
 
 
-_Template = tuple[FlowClass, int, FifoServer | None]
-"""What does not depend on bytes: class of flows, delay, and the queue to wait in."""
+_Template = tuple[FlowClass, int, FifoServer | None, tuple[Load, ...]]
+"""What does not depend on bytes: class of flows, delay, the queue to wait in, and the media that are waited for."""
 
 
 class Binder:
@@ -233,7 +235,7 @@ class Binder:
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
         flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
-        return flow_class, jobs[0].delay_ps, jobs[0].parts[0].server
+        return flow_class, jobs[0].delay_ps, jobs[0].parts[0].server, jobs[0].loads
 
     def _bind_cross(self) -> Bound:
         """Without a filter the records of the index cross to the GPU, which scores them as they arrive."""
@@ -263,13 +265,16 @@ class Binder:
         return Bound(make, f"{self.placement.site} {'queries' if down else 'ids'}", _shares(sites))
 
     def _new_transfer(self, site: _Site[AnyStore], piece: int, down: bool) -> _Template:
+        units = max(1, self.batch * self.model.kv_heads // site.of)
+
         def way(device: AnyStore, route: Route) -> Leg:
-            return join([route.carry(piece, write=down), device.pass_on(piece, write=down)])
+            return join([route.carry(piece, write=down), device.pass_on(piece, units, write=down)])
 
         return self._template(site, site.spread(way), piece, _gate(site.devices[0]))
 
     def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: FifoServer | None = None) -> _Template:
-        return self.machine.network.flow_class(leg.costs, weight * len(site.devices)), leg.latency_ps, server
+        flow_class = self.machine.network.flow_class(leg.costs, weight * len(site.devices), writes=leg.writes)
+        return flow_class, leg.latency_ps, server, leg.loads
 
     # --- between tiers ---
 
@@ -352,16 +357,20 @@ def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int, requ
     return engine.scan(1, stage.macs * q_per_kv / stage.record_bytes, request)
 
 
+_DELAY = itemgetter(1)
+
+
 def _job(nbytes: int, sites: Sequence[_Site[Any]], templates: Sequence[_Template]) -> Job:
     """Deal bytes out to the sites of a tier; the delay of the slowest counts for all."""
     if len(sites) == 1:
-        flow_class, delay_ps, server = templates[0]
-        return Job(delay_ps, (Part(flow_class, nbytes, server),))
+        flow_class, delay_ps, server, loads = templates[0]
+        return Job(delay_ps, (Part(flow_class, nbytes, server),), loads)
     parts = (
         Part(flow_class, site.share(nbytes), server)
-        for site, (flow_class, _, server) in zip(sites, templates, strict=True)
+        for site, (flow_class, _, server, _) in zip(sites, templates, strict=True)
     )
-    return Job(max(delay_ps for _, delay_ps, _ in templates), tuple(parts))
+    slowest = max(templates, key=_DELAY)
+    return Job(slowest[1], tuple(parts), slowest[3])
 
 
 def _shares(sites: Sequence[_Site[Any]]) -> tuple[tuple[str, float], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,8 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from ghostsim.devices.job import Part
+from ghostsim.devices.leg import Load, queueing_ps
 from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
@@ -53,9 +57,10 @@ class Executor:
         self.ready: deque[int] = deque()
         self.finished = 0
         self.draining = False
+        self.done = simpy.Event(env)
 
     def run(self) -> Times:
-        """Run all rows to the end.
+        """Run all rows to the end; what others send on, as the hosts of a pool do, goes on without them.
 
         Raises
         ------
@@ -64,7 +69,9 @@ class Executor:
         """
         self.ready.extend(row for row, count in enumerate(self.waiting) if not count)
         self._drain()
-        self.env.run()
+        if self.finished != len(self.start) and self.env.peek() != math.inf:
+            with contextlib.suppress(RuntimeError):  # the queue ran empty: rows wait for each other, as said below
+                self.env.run(self.done)
         if self.finished != len(self.start):
             raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")
         if self.env.now > _LONGEST_PS:
@@ -89,21 +96,26 @@ class Executor:
         if not any(sizes):
             self._end(row)
             return
-        delay_ps, parts = self.makers[row % len(self.makers)](sizes)
+        delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
         self.delay[row] = delay_ps
+        if loads and parts[0].server is None:
+            self.wait[row] = queueing_ps(self.network, loads)
         self.classes[row] = parts[0].flow_class
         last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
-        for flow_class, nbytes, server in parts:
+        for part in parts:
+            flow_class, nbytes, server = part
             done = last if len(parts) == 1 else partial(last, flow_class)
             self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
-                self.network.start(flow_class, nbytes, done, delay_ps)
+                self.network.start(flow_class, nbytes, done, self.wait[row] + delay_ps)
             else:
-                server.submit(partial(self._serve, row, flow_class, nbytes), done)
+                server.submit(partial(self._serve, row, part, loads), done)
 
-    def _serve(self, row: int, flow_class: FlowClass, nbytes: int, release: Callable[[], object]) -> None:
-        self.wait[row] = int(self.env.now) - self.start[row]
-        self.network.start(flow_class, nbytes, release, self.delay[row])
+    def _serve(self, row: int, part: Part, loads: tuple[Load, ...], release: Callable[[], object]) -> None:
+        """Start a flow whose turn has come; what it waits for is as busy as it is now."""
+        waits_ps = queueing_ps(self.network, loads)
+        self.wait[row] = int(self.env.now) - self.start[row] + waits_ps
+        self.network.start(part.flow_class, part.nbytes, release, self.delay[row] + waits_ps)
 
     def _last_of(self, parts: int, row: int) -> Callable[..., None]:
         """Return what ends a row when the last of its parts calls it, with the class of that part."""
@@ -121,6 +133,8 @@ class Executor:
     def _end(self, row: int) -> None:
         self.finish[row] = int(self.env.now)
         self.finished += 1
+        if self.finished == len(self.start):
+            self.done.succeed()
         waiting = self.waiting
         for successor in self.successors[row]:
             waiting[successor] -= 1

@@ -24,11 +24,11 @@ def test_long_reads_reach_what_was_measured():
 
 
 def test_passing_the_root_complex_takes_half_a_round_trip():
-    assert alone_ps(lambda rig: host(rig).carry(), 26) == 50_000 + 1000
+    assert alone_ps(lambda rig: host(rig).carry(512), 26) == 50_000 + 1000
 
 
 def test_root_complex_passes_26_gb_a_second():
-    assert 26 * GB / alone_ps(lambda rig: host(rig).carry(), 26 * GB) * PS == pytest.approx(26e9, rel=1e-6)
+    assert 26 * GB / alone_ps(lambda rig: host(rig).carry(512), 26 * GB) * PS == pytest.approx(26e9, rel=1e-6)
 
 
 def test_root_complex_is_shared_by_all_devices_below_it():

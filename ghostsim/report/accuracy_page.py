@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +15,16 @@ from ghostsim.report.words import listing, plural
 _WORST = 5
 _BANDS = ((0.1, "dash"), (0.2, "dot"))
 _GREY = "#8c8c8c"
+_DECADES = 1.5
+"""From so many decades on an axis names powers of ten only."""
 _BIN = 2.5
 _WIDEST = 40.0
 """Bins of the histogram and its ends, in per cent."""
+_GUIDE = (
+    "Left of each figure every point is a row of a table. On the line the model is right; the dashed lines are 10 % "
+    "off, the dotted ones 20 %. On the right the signed errors are counted; the outer bars hold all beyond "
+    f"{_WIDEST:.0f} %."
+)
 _STATISTICS = ("Rows", "Skipped", "Median error", "90th percentile", "Largest", "Bias", "Bar: median / p90")
 _METHOD = [
     "Every row of a table is asked of the models that the simulation uses, under the conditions of the row.",
@@ -44,6 +52,7 @@ def render_accuracy(found: AccuracyResult) -> str:
         title="accuracy of the models",
         heading=heading(found),
         summary=_summary(found),
+        guide=_GUIDE,
         worst=_worst(found),
         fitted=_fitted(probes),
         method=_METHOD,
@@ -69,11 +78,11 @@ def heading(found: AccuracyResult) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
+    return f"{100 * fraction:.1f}\u00a0%"
 
 
 def _cells(errors: Errors, probe: str) -> list[str]:
-    bar = " / ".join(f"{100 * limit:.0f}" for limit in BARS[probe]) + " %" if probe in BARS else "none"
+    bar = " / ".join(f"{100 * limit:.0f}" for limit in BARS[probe]) + "\u00a0%" if probe in BARS else "none"
     shares = [_percent(each) for each in (errors.median, errors.p90, errors.max, errors.bias)]
     return [f"{errors.n:,}", f"{errors.skipped:,}", *shares, bar]
 
@@ -100,30 +109,37 @@ def _fitted(probes: Mapping[str, object]) -> Table:
 def _figure(found: AccuracyResult, probe: str, parts: Mapping[str, Sequence[Prediction]]) -> Figure:
     answered = {part: [each for each in rows if each.predicted is not None] for part, rows in parts.items()}
     unit = next(iter(parts.values()))[0].measured.row["unit"]
+    values = [each.measured.value for rows in answered.values() for each in rows] or [1.0]
+    log = {"type": "log", "tickformat": ",~r", "dtick": 1 if math.log10(max(values) / min(values)) > _DECADES else "D2"}
     drawn = plot(
-        [*_bands(answered), *_clouds(answered), *_histograms(answered)],
+        [*_bands(values), *_clouds(answered), *_histograms(answered)],
         430,
-        xaxis=axis(f"Measured, {unit} (log)", type="log", domain=[0, 0.6]),
-        yaxis=axis(f"Predicted, {unit} (log)", type="log"),
+        xaxis=axis(f"Measured, {unit} (log)", domain=[0, 0.6], **log),
+        yaxis=axis(f"Predicted, {unit} (log)", **log),
         xaxis2=axis("Error, %", domain=[0.69, 1], anchor="y2", range=[-_WIDEST - _BIN, _WIDEST + _BIN]),
         yaxis2=axis("Rows", anchor="x2", side="left"),
         barmode="stack",
         bargap=0.05,
     )
-    caption = (
-        "Left: each point is a row of a table; on the line the model is right, the dashed lines are 10 % off, the "
-        f"dotted ones 20 %. Right: the signed errors; the outer bars hold all beyond {_WIDEST:.0f} %."
-    )
     rows = [[part, *_cells(Errors.of(some), probe)] for part, some in parts.items()]
     table = Table(["Part", *_STATISTICS], [["all", *_cells(found.errors(probe), probe)], *rows])
-    return Figure(probe.replace("_", "-"), TITLES[probe], caption, [View("all", drawn)], table)
+    return Figure(probe.replace("_", "-"), TITLES[probe], _caption(found, probe), [View("all", drawn)], table)
 
 
-def _bands(parts: Mapping[str, Sequence[Prediction]]) -> list[Trace]:
+def _caption(found: AccuracyResult, probe: str) -> str:
+    errors = found.errors(probe)
+    if not errors.n:
+        return "No row has settings that the models know."
+    (worst,) = found.worst(probe, 1)
+    value, predicted, error = worst.figures
+    return (
+        f"Half of the rows are off by {_percent(errors.median)} or less, nine in ten by {_percent(errors.p90)}. The "
+        f"worst is {worst.conditions}: {predicted} instead of {value}, {error} %."
+    )
+
+
+def _bands(values: Sequence[float]) -> list[Trace]:
     """Return the line of equality and those beside it."""
-    values = [each.measured.value for rows in parts.values() for each in rows]
-    if not values:
-        return []
     ends = [min(values) / 1.2, max(values) * 1.2]
     lines = [(1.0, "solid"), *((1 + sign * off, dash) for off, dash in _BANDS for sign in (1, -1))]
     return [

@@ -499,21 +499,32 @@ def accuracy(
     out: Out = None,
     force: Force = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
 ) -> None:
-    """Replay measurements through the models."""
+    """Replay measurements through the models.
+
+    Prints the errors of each probe and part, and the worst rows; --out also writes predictions.csv and accuracy.html.
+    """
     from ghostsim.accuracy.report import accuracy as replay
     from ghostsim.export.run_folder import staged
+    from ghostsim.report.accuracy_page import write_accuracy_report
 
-    found = replay(tables or None)
+    say = _progress(quiet=quiet)
+    found = replay(tables or None, jobs=jobs, progress=lambda done, of: say(f"predict {done} of {of}"))
+    _clear_progress(quiet=quiet)
     if out is not None:
         with staged(out, force=force, marker="predictions.csv") as temporary:
             found.write_predictions(temporary)
+            write_accuracy_report(found, temporary / "accuracy.html")
     if as_json:
         _print_json(found.as_json())
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 140).print(found.table())
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(found.table())
+        console.print(found.worst_table())
     if out is not None:
         _tell(str(out))
 

@@ -24,7 +24,7 @@ def rules(t):
     yield from (("RD", "RD", "group", t.nCCD_L), ("WR", "WR", "group", t.nCCD_L_WR))
     yield from (("WR", "RD", "group", after_write + t.nWTR_L), ("WR", "RD", "unit", after_write + t.nWTR_S))
     yield from (("RD", "RD", "die", max(t.nBL, t.nCCD_S)), ("WR", "WR", "die", max(t.nBL, t.nCCD_S_WR)))
-    yield from ((kind, kind, "unit", max(t.nBL, t.nCCD_R if t.stack_ids > 1 else 0)) for kind in ("RD", "WR"))
+    yield from ((kind, kind, "stack", max(t.nBL, t.nCCD_R)) for kind in ("RD", "WR"))
     yield ("RD", "WR", "unit", t.nRTW)
     if t.ranks > 1:
         yield from ((one, two, "bus", t.nBL + t.nCS) for one, two in product(("RD",), ("RD", "WR")))
@@ -70,11 +70,12 @@ class Loop:
         if now < (self.free[bus] if self.dual else max(self.free.values())):
             return False
         now += self.length.get(kind, 1) - 1
-        place = {"bank": bank, "group": group, "die": die, "unit": unit, "bus": "bus"}
+        place = {"bank": bank, "group": group, "die": die, "unit": unit, "stack": unit, "bus": "bus"}
+        inside = {"stack": die, "bus": unit}
         for before, after, where, cycles in self.rules:
             if after == kind and now < self.last.get((before, where, place[where]), -(10**9)) + cycles:
-                if where == "bus" and self.last.get(("on", before)) == unit:
-                    continue  # the rules between ranks do not hold within one
+                if where in inside and self.last[before, "latest"][where] == inside[where]:
+                    continue  # rules between ranks or stack levels do not hold within one
                 return False
         recent = self.acts.get(unit, ())
         return kind != "ACT" or len(recent) < 4 or now >= recent[0] + self.t.nFAW
@@ -86,7 +87,7 @@ class Loop:
         return ("WR" if request[0] else "RD") if row == request[5] else "PRE"
 
     def choose(self, now):
-        """Return the command that goes in this cycle: the oldest legal one, rows that were opened for somebody first."""
+        """Return the command that goes in this cycle: the oldest legal one, opened rows first."""
         opened = ((self.needed(each), each) for each in self.opened.values())
         queue = [(self.needed(each), each) for each in self.waiting[self.draining]]
         for kind, each in opened:
@@ -102,9 +103,9 @@ class Loop:
         write, unit, die, group, bank, row = request
         now += self.length.get(kind, 1) - 1
         self.free["column" if kind in {"RD", "WR"} else "row"] = now + 1
-        for where, place in (("bank", bank), ("group", group), ("die", die), ("unit", unit), ("bus", "bus")):
-            self.last[kind, where, place] = now
-        self.last["on", kind] = unit
+        places = {"bank": bank, "group": group, "die": die, "unit": unit, "stack": unit, "bus": "bus"}
+        self.last |= {(kind, where, place): now for where, place in places.items()}
+        self.last[kind, "latest"] = {"stack": die, "bus": unit}
         if kind == "ACT":
             self.acts.setdefault(unit, deque(maxlen=4)).append(now)
             self.rows[bank] = row

@@ -33,13 +33,17 @@ COLUMNS: Mapping[str, Mapping[str, type]] = {
 
 UNITS: Mapping[str, str] = {probe: "GB/s" if probe == "dram_bandwidth" else "ns" for probe in COLUMNS}
 
-MODELLED: Mapping[str, frozenset[str]] = {
-    "page_policy": frozenset({"open", "closed"}),
-    "refresh": frozenset({"AllBank", "NoRefresh"}),
-    "pattern": frozenset({"stream", "random"}),
-    "arrival": frozenset({"idle", "poisson"}),
-}
-"""The values of condition columns that are modelled; a row with another one is to be skipped."""
+KNOWN: Mapping[str, tuple[str, ...]] = {"pattern": ("stream", "random"), "arrival": ("idle", "poisson")}
+"""The values of conditions that have no others."""
+
+
+def modelled(row: Row) -> bool:
+    """Say whether the bank model knows the row's mapping, page policy and refresh."""
+    try:
+        _settings(row)
+    except ValueError:
+        return False
+    return True
 
 
 def _timing(row: Row) -> DramTiming:

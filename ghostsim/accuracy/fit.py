@@ -1,24 +1,27 @@
-"""Fits the kernel constants of ``hwmodels/gpu/arch`` to the bundled reference tables.
+"""Fits every constant that is fitted to the bundled reference tables: above all those of ``hwmodels/gpu/arch``.
 
-``python -m ghostsim.accuracy.fit`` rewrites the files. The fit is deterministic: a damped Gauss-Newton search over
-bounded constants from fixed starts, robust against single bad rows, with a weak pull towards typical values that keeps
-constants the rows cannot tell apart from running to their bounds.
+``make fit`` rewrites the files and prints the fits of what other modules hold as constants. The fit is deterministic: a
+damped Gauss-Newton search over bounded constants from fixed starts, robust against single bad rows, with a weak pull
+towards typical values that keeps constants the rows cannot tell apart from running to their bounds.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
-from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu, spec_of
-from ghostsim.accuracy.table import Measurement, read, schemas
+from ghostsim.accuracy.kernels import attention_shape, family, gemm_shape, gpu, mram_cycles, spec_of
+from ghostsim.accuracy.predict import SCHEMAS
+from ghostsim.accuracy.table import Measurement, read
 from ghostsim.seeding import generator
 from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
+from ghostsim.timing.loaded import LatencyShape, latency_ns
+from ghostsim.timing.upmem import UPMEM_350MHZ
 
 Vector = npt.NDArray[np.float64]
 Model = Callable[[Vector], Vector]
@@ -74,6 +77,8 @@ _ATTENTION = _bounds(
     ],
     0.003,
 )
+_SYSTEM = _bounds([(0, 1, 0.2), (0, 1, 0.05), (0.1, 3, 0.8), (0, 5, 1.5), (2, 12, 6)], 0.001)
+_DMA = _bounds([(20, 120, 60), (20, 120, 60), (10, 80, 40), (0.4, 0.8, 0.55)], 1e-4)
 _GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.3), (0, 1, 0.1)], 0.001)
 
 
@@ -150,6 +155,12 @@ class Fitted:
 
 Build = Callable[[Sequence[Measurement]], Model]
 _HEADS, _WEIGHTS = ("q_heads", "kv_heads"), ("n", "k")
+_LEFT_OUT = {
+    "gpu_decode_attention": "head counts",
+    "gpu_gemm": "n x k",
+    "memory_system_latency": "machines",
+    "upmem_mram_dma": "transfer sizes",
+}
 """Conditions whose values are left out in turn: rows of a new table are as likely to have others."""
 
 
@@ -165,7 +176,8 @@ def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str, l
     def unseen(blocks: Sequence[Sequence[Measurement]]) -> tuple[float, float]:
         """Predict each block from the others."""
         others = [[row for other in blocks if other is not block for row in other] for block in blocks]
-        return _quantiles(np.concatenate([errors(solve(other), block) for other, block in zip(others, blocks)]))
+        pairs = zip(others, blocks, strict=True)
+        return _quantiles(np.concatenate([errors(solve(other), block) for other, block in pairs]))
 
     shuffled = [rows[i] for i in generator(0, path + "/halves").permutation(len(rows))]
     blocks = _blocks(rows, left_out)
@@ -199,7 +211,10 @@ def _quantiles(errors: Vector) -> tuple[float, float]:
 
 
 def _attention_params(constants: Vector, whole: tuple[int, int]) -> AttentionParams:
-    return AttentionParams(*(float(value) for value in constants), *whole)
+    names = [field.name for field in fields(AttentionParams)]
+    slots, splits = whole
+    fitted = dict(zip(names[:-2], (float(value) for value in constants), strict=True))
+    return AttentionParams(**fitted, slots_per_sm=slots, max_splits=splits)
 
 
 def _attention_model(whole: tuple[int, int]) -> Build:
@@ -249,6 +264,39 @@ def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
     return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}", _WEIGHTS) for arch, group in groups.items()}
 
 
+def fit_system_latency(rows: Sequence[Measurement]) -> Fitted:
+    """Fit the loaded latency of memory systems, leaving out each machine in turn."""
+    return _fit(rows, _system_model, _SYSTEM, "memory_system_latency", ("part",))
+
+
+def fit_dma(rows: Sequence[Measurement]) -> Fitted:
+    """Fit the MRAM DMA of UPMEM DPUs, leaving out each transfer size in turn."""
+    return _fit(rows, _dma_model, _DMA, "upmem_mram_dma", ("transfer_bytes",))
+
+
+def _system_model(rows: Sequence[Measurement]) -> Model:
+    columns = ("idle_ns", "load_GBps", "max_GBps", "read_fraction")
+    points = [[float(row.row[name]) for name in columns] for row in rows]
+    return lambda x: np.array(
+        [latency_ns(idle, load / most, reads, LatencyShape(*x)) for idle, load, most, reads in points]
+    )
+
+
+def _dma_model(rows: Sequence[Measurement]) -> Model:
+    def predict(x: Vector) -> Vector:
+        read, write, engine, per_byte = (float(value) for value in x)
+        spec = replace(
+            UPMEM_350MHZ,
+            read_setup_cycles=read,
+            write_setup_cycles=write,
+            engine_setup_cycles=engine,
+            engine_cycles_per_byte=per_byte,
+        )
+        return np.array([mram_cycles(row.row, spec) for row in rows])
+
+    return predict
+
+
 def _block_lines(name: str, params: AttentionParams | GemmParams, source: str, confidence: str) -> list[str]:
     values = dict(zip((field.name for field in fields(params)), astuple(params), strict=True))
     lines = [f"  {name}:"]
@@ -264,12 +312,13 @@ def _entry(name: str, value: float) -> str:
     return f'l2_bandwidth_per_sm: "{value / 1e9:g} GB/s"' if name == "l2_bytes_per_s_per_sm" else f"{name}: {value:g}"
 
 
-def _source(fitted: Fitted, table: str) -> str:
+def source(fitted: Fitted, table: str) -> str:
+    """Return what a part says about its fitted constants: rows, and errors on those and on held-out ones."""
     text = (
         f"fitted by ghostsim.accuracy.fit on {fitted.rows} rows of hwmodels/reference/{table}; "
         f"median / p90 error {_shares(fitted.fit)}, on the half not fitted to {_shares(fitted.held_out)}"
     )
-    what = "head counts" if "attention" in table else "n x k"
+    what = _LEFT_OUT[table.removesuffix(".csv")]
     return text if fitted.left_out is None else f"{text}, on {what} not fitted to {_shares(fitted.left_out)}"
 
 
@@ -290,15 +339,15 @@ def arch_text(
         if key == owner
     }
     for name, (constants, fitted) in params.items():
-        source, confidence = borrowed or _source(fitted, "gpu_decode_attention.csv"), "assumed" if like else "derived"
-        lines += _block_lines(name, constants, source, confidence)
+        text, confidence = borrowed or source(fitted, "gpu_decode_attention.csv"), "assumed" if like else "derived"
+        lines += _block_lines(name, constants, text, confidence)
     for name, other in _LIKE[owner].items():
         lines += _block_lines(
             name, params[other][0], borrowed or f"no usable rows; the constants of {other}", "assumed"
         )
-    source, confidence = borrowed or _source(gemm[owner], "gpu_gemm.csv"), "assumed" if like else "derived"
+    text, confidence = borrowed or source(gemm[owner], "gpu_gemm.csv"), "assumed" if like else "derived"
     return (
-        "\n".join([*lines, "gemm:", *_block_lines("dense", GemmParams(*gemm[owner].constants), source, confidence)])
+        "\n".join([*lines, "gemm:", *_block_lines("dense", GemmParams(*gemm[owner].constants), text, confidence)])
         + "\n"
     )
 
@@ -306,13 +355,15 @@ def arch_text(
 def main() -> None:
     """Fit and rewrite the files."""
     folder = bundled.folder("hwmodels") / "reference"
-    known = schemas(COLUMNS, UNITS)
-    attention = fit_attention(read(folder / "gpu_decode_attention.csv", known))
-    gemm = fit_gemm(read(folder / "gpu_gemm.csv", known))
+    attention = fit_attention(read(folder / "gpu_decode_attention.csv", SCHEMAS))
+    gemm = fit_gemm(read(folder / "gpu_gemm.csv", SCHEMAS))
     for arch, like in [*((arch, None) for arch in gemm), *_BORROWED.items()]:
         path = bundled.folder("hwmodels") / "gpu" / "arch" / f"{arch}.yaml"
         path.write_text(arch_text(arch, attention, gemm, like), encoding="utf-8")
         sys.stderr.write(f"{path}\n")
+    for probe, solve in (("memory_system_latency", fit_system_latency), ("upmem_mram_dma", fit_dma)):
+        found = solve(read(folder / f"{probe}.csv", SCHEMAS))
+        sys.stderr.write(f"{probe}: {found.constants.tolist()}; {source(found, probe)}\n")
 
 
 if __name__ == "__main__":

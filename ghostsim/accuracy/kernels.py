@@ -14,7 +14,7 @@ from ghostsim.config.hardware import Gpu
 from ghostsim.config.load import load_part
 from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
 from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
-from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, mram_dma_cycles
+from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, UpmemSpec, mram_dma_cycles
 
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
@@ -81,9 +81,9 @@ def dense_us(row: Row) -> float:
     return gemm_us(spec_of(row["part"]), gemm_params(arch), shape)
 
 
-def mram_cycles(row: Row) -> float:
-    """Predict the DPU cycles of an MRAM DMA row."""
-    spec = replace(DPUS[row["part"]], tasklets=_count(row, "tasklets"))
+def mram_cycles(row: Row, dpu: UpmemSpec | None = None) -> float:
+    """Predict the DPU cycles of an MRAM DMA row, of `dpu` instead of the row's part if given."""
+    spec = replace(dpu or DPUS[row["part"]], tasklets=_count(row, "tasklets"))
     nbytes = _count(row, "transfer_bytes")
     if nbytes % 8 or nbytes > DMA_MAX_BYTES:
         raise FieldError("transfer_bytes", f"a multiple of 8 up to {DMA_MAX_BYTES}")

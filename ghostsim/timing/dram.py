@@ -1,8 +1,10 @@
 """Bandwidth, gather time and loaded latency of one DRAM channel, simulated from its timing set.
 
-Nothing here is fitted. Structural choices: refresh closes all banks of a rank or pseudo-channel at once, an access is one burst, and the source sends reads in order and writes in
-order: one full queue of two sub-channels stops both, but not the other kind. What is simulated per question, and how
-long, is said in each function. Results are remembered on disk by timing set, question and source code.
+Nothing here is fitted. Structural choices: refresh closes all banks of a rank or pseudo-channel at once, an access is
+one burst, and the source sends reads in order and writes in order: one full queue of two sub-channels stops both, but
+not the other kind. What is simulated per question, and how long, is said in each function.
+
+Results are remembered on disk by timing set, question and source code.
 """
 
 from __future__ import annotations

@@ -463,10 +463,15 @@ def show(
 
     FILE is a file or a bundled name; what is printed is after extends, --set and defaults.
     """
+    from ghostsim.config.cost import cost_text, platform_cost
     from ghostsim.config.document import dump
     from ghostsim.config.load import load_any
 
     loaded = load_any(file, [*sets, *([] if seed is None else [f"seed={seed}"])])
+    platform = loaded.document if loaded.kind == "platform" else loaded.document.get("platform") or {}
+    cost = platform_cost(platform)
+    if cost is not None:
+        _tell(f"cost: {cost_text(cost)}")
     if as_json:
         _print_json(loaded.document)
     else:

@@ -70,7 +70,9 @@ def test_what_no_part_prices_is_absent_and_named():
 def test_devices_that_a_run_does_not_use_pay_their_static_power():
     machine = platform()
     found = energy_pj(machine, Activity({}, elapsed_s=1))
-    assert found == pytest.approx({f"{name}.static": static_watts(part) * 1e12 for name, part in machine.devices.items()})
+    assert found == pytest.approx(
+        {f"{name}.static": static_watts(part) * 1e12 for name, part in machine.devices.items()}
+    )
 
 
 def test_energy_per_token_times_tokens_is_the_energy():

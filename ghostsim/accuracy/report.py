@@ -14,15 +14,22 @@ import numpy as np
 from rich.table import Table
 
 from ghostsim import bundled
-from ghostsim.accuracy import dram, kernels
+from ghostsim.accuracy import dram, gpu_memory, kernels
+from ghostsim.accuracy.kernels import GpuPart
 from ghostsim.accuracy.table import Measurement, Row, read, schemas
+from ghostsim.config.hardware import Gpu
 from ghostsim.errors import TableError
 from ghostsim.timing.dram_table import load_timings
 
 _PREDICTORS: Mapping[str, Callable[[Row], float]] = {**dram.PROBES, **kernels.PROBES}
+_GPU_PREDICTORS: Mapping[str, Callable[[GpuPart, Row], float]] = {**kernels.GPU_PROBES, **gpu_memory.GPU_PROBES}
 _LABEL_ONLY = ("memory_system_latency", "cxl_latency_model")
 """Probes whose part is a label."""
-SCHEMAS = schemas({**dram.COLUMNS, **kernels.COLUMNS}, {**dram.UNITS, **kernels.UNITS}, _LABEL_ONLY)
+SCHEMAS = schemas(
+    {**dram.COLUMNS, **kernels.COLUMNS, **gpu_memory.COLUMNS},
+    {**dram.UNITS, **kernels.UNITS, **gpu_memory.UNITS},
+    _LABEL_ONLY,
+)
 
 
 _CONTROLLER = ("mapping", "page_policy", "refresh")
@@ -33,6 +40,8 @@ _RANGES = {
     "dram_latency_p95.read_fraction": (0.01, 1),
     "record_bytes": (1, 65536),
     "n_records": (1, 1_000_000),
+    "gpu_gather.n_records": (1, 1e9),
+    "gpu_sketch_score.n_records": (1, 1e9),
     "outstanding": (1, 65536),
     "read_queue": (1, 65536),
     "write_queue": (1, 65536),
@@ -40,8 +49,7 @@ _RANGES = {
 }
 """What the memory models accept of conditions, of all probes or of one; a latency needs reads."""
 _KNOWN = {
-    ("gpu_decode_attention", "part"): "'H100-SXM5-80GB'",
-    ("gpu_gemm", "part"): "'H100-SXM5-80GB'",
+    **{(probe, "part"): "'H100-SXM5-80GB'" for probe in _GPU_PREDICTORS},
     ("upmem_mram_dma", "part"): "'UPMEM_DPU_350MHz'",
     **{(probe, "part"): "'DDR5_4800C_1sub_1R'" for probe in dram.PROBES},
 }
@@ -126,8 +134,10 @@ class AccuracyResult:
         return table
 
 
-def accuracy(paths: Sequence[Path] | None = None) -> AccuracyResult:
+def accuracy(paths: Sequence[Path] | None = None, parts: Sequence[Gpu] = ()) -> AccuracyResult:
     """Replay `paths`, or all bundled reference tables, through the models.
+
+    `parts` are GPUs that rows may name besides those of the catalogue.
 
     Raises
     ------
@@ -136,7 +146,8 @@ def accuracy(paths: Sequence[Path] | None = None) -> AccuracyResult:
     """
     tables = list(paths) if paths else bundled_tables()
     rows = [row for path in tables for row in read(Path(path), SCHEMAS)]
-    return AccuracyResult([Prediction(row, _predict(row)) for row in rows])
+    gpus = {**kernels.gpu_parts(), **{part.name: kernels.gpu_of(part) for part in parts}}
+    return AccuracyResult([Prediction(row, _predict(row, gpus)) for row in rows])
 
 
 def bundled_tables() -> list[Path]:
@@ -145,11 +156,13 @@ def bundled_tables() -> list[Path]:
     return [path for path in sorted(folder.glob("*.csv")) if path.stem in SCHEMAS]
 
 
-def _predict(row: Measurement) -> float | None:
+def _predict(row: Measurement, gpus: Mapping[str, GpuPart]) -> float | None:
     _check_range(row)
     if row.probe in dram.PROBES and not _modelled(row):
         return None
     try:
+        if row.probe in _GPU_PREDICTORS:
+            return _GPU_PREDICTORS[row.probe](gpus[row.part], row.row)
         return _PREDICTORS[row.probe](row.row)
     except KeyError as error:
         column = next((name for name, text in row.row.items() if text == error.args[0]), "part")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +20,6 @@ _BLOCK = 4096
 _STEP_BYTES = 4096
 _SCORED = 64
 _WORD = 4
-_CHAIN = 2**24
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,23 @@ class Work:
 
 
 class Works:
-    """Builds the work of points on a device; large buffers are shared between points."""
+    """Builds the work of points on a device; large buffers are shared between points.
 
-    def __init__(self, device: str, *, buffer_bytes: int = 2**32, host_bytes: int = 2**28, chain: int = _CHAIN) -> None:
-        self.device, self.buffer_bytes, self.host_bytes, self.chain_words = device, buffer_bytes, host_bytes, chain
+    Sizes are bytes, those of `buffer_bytes` and `host_bytes` powers of two; `chain` is words. The weights of a GEMM
+    are copied until they fill `cold_bytes`, so that one run does not find those of the last one in the L2.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        buffer_bytes: int = 2**32,
+        host_bytes: int = 2**28,
+        cold_bytes: int = 2**29,
+        chain: int = 2**24,
+    ) -> None:
+        self.device, self.buffer_bytes, self.host_bytes = device, buffer_bytes, host_bytes
+        self.cold_bytes, self.chain_words = cold_bytes, chain
 
     @cached_property
     def buffer(self) -> Tensor:
@@ -136,15 +150,20 @@ def _sketch_score(works: Works, record_bytes: int, queries: int, n_records: int)
 
 def _gemm(works: Works, dtype: str, m: int, n: int, k: int) -> Work:
     kind = getattr(torch, dtype)
-    a, b = (torch.randn(shape, dtype=kind, device=works.device) for shape in ((m, k), (k, n)))
-    out = torch.empty((m, n), dtype=kind, device=works.device)
-    return Work(lambda: torch.matmul(a, b, out=out), in_graph=20)
+    size = kind.itemsize * k * n
+    weights = itertools.cycle([_random(works, kind, k, n) for _ in range(math.ceil(works.cold_bytes / size))])
+    a, out = _random(works, kind, m, k), torch.empty((m, n), dtype=kind, device=works.device)
+    return Work(lambda: torch.matmul(a, next(weights), out=out), in_graph=20)
+
+
+def _random(works: Works, kind: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=kind, device=works.device)
 
 
 def _attention(works: Works, q_heads: int, kv_heads: int, head_dim: int, batch: int, kv_len: int, **names: str) -> Work:
     kind = getattr(torch, names["kv_dtype"])
     shapes = ((batch, q_heads, 1, head_dim), *[(batch, kv_heads, kv_len, head_dim)] * 2)
-    q, k, v = (torch.randn(shape, dtype=kind, device=works.device) for shape in shapes)
+    q, k, v = (_random(works, kind, *shape) for shape in shapes)
     return Work(lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True), in_graph=20)
 
 

@@ -18,7 +18,13 @@ KIB = 1024
 
 @pytest.fixture
 def works():
-    return Works("cuda" if torch.cuda.is_available() else "cpu", buffer_bytes=256 * KIB, host_bytes=256 * KIB, chain=64)
+    return Works(
+        "cuda" if torch.cuda.is_available() else "cpu",
+        buffer_bytes=256 * KIB,
+        host_bytes=256 * KIB,
+        cold_bytes=KIB,
+        chain=64,
+    )
 
 
 def test_a_stream_reads_every_word(works, monkeypatch):

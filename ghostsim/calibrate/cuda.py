@@ -30,13 +30,14 @@ def machine() -> Machine:
         sms=found.multi_processor_count,
         l2_bytes=found.L2_cache_size,
         memory_bytes=free,
-        driver=_driver(),
+        driver=driver_version(),
         torch=torch.__version__,
         date=datetime.now(UTC).date().isoformat(),
     )
 
 
-def _driver(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of the kernel driver, or `unknown`."""
     try:
         found = re.search(r"\b\d{3,}(?:\.\d+)+", path.read_text(encoding="utf-8"))
     except OSError:
@@ -47,10 +48,10 @@ def _driver(path: Path = Path("/proc/driver/nvidia/version")) -> str:
 class CudaClock:
     """Times points on the first GPU."""
 
-    def __init__(self, described: Machine) -> None:
+    def __init__(self, described: Machine, works: Works | None = None) -> None:
         buffer_bytes = min(2**32, 1 << (described.memory_bytes // 4).bit_length() - 1)
-        self.works = Works("cuda", buffer_bytes=buffer_bytes)
-        self.flush = torch.empty(4 * described.l2_bytes, dtype=torch.int8, device="cuda")
+        self.works = works or Works("cuda", buffer_bytes=buffer_bytes)
+        self.flush = torch.empty(4 * described.l2_bytes, dtype=torch.int8, device=self.works.device)
 
     def __call__(self, point: Point) -> float:
         """Return the microseconds of a point, the median of several repeats."""

@@ -29,7 +29,8 @@ class PlatformCost:
 def platform_cost(platform: Mapping[str, Any]) -> PlatformCost | None:
     """Return the cost of the platform of an effective document, None if no part of it states one."""
     devices, links = (platform.get(parts) or {} for parts in ("devices", "links"))
-    stated = {name: _usd(part["cost"]) for name, part in [*devices.items(), *links.items()] if part.get("cost")}
+    costs = {name: _usd(part.get("cost")) for name, part in [*devices.items(), *links.items()]}
+    stated = {name: usd for name, usd in costs.items() if usd is not None}
     if not stated:
         return None
     return PlatformCost(sum(stated.values()), tuple(name for name in devices if name not in stated))
@@ -42,5 +43,9 @@ def cost_text(cost: PlatformCost) -> str:
     return f"{CURRENCY.format(cost.usd)} without {', '.join(cost.unstated)}, whose cost is not stated"
 
 
-def _usd(cost: Any) -> float:
-    return CURRENCY.parse(cost["value"] if isinstance(cost, Mapping) else cost)
+def _usd(cost: object) -> float | None:
+    """Return a stated cost, None where there is none that can be read."""
+    try:
+        return CURRENCY.parse(cost.get("value") if isinstance(cost, Mapping) else cost)
+    except ValueError:
+        return None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ghostsim.config.cost import cost_text, platform_cost
+from ghostsim.config.hardware import Platform
 from ghostsim.export.timeline import Counter
-from ghostsim.metrics.energy import STATIC
+from ghostsim.metrics.energy import STATIC, without_energy
 from ghostsim.report.capacities import bandwidths
 from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
@@ -156,11 +159,20 @@ def energy(run: RunFolder) -> Figure:
     rows = [[label, *_energies(each, names)] for label, each in runs.items()]
     caption = (
         "Every device of the platform draws its static power, used or not, for as long as a token takes, so a slow "
-        "run pays it longest; the other view shows what moving and computing cost. Parts whose energy nobody states "
-        "count as zero."
+        "run pays it longest; the other view shows what moving and computing cost. What no part states an "
+        f"energy for counts as zero{_unpriced(run)}."
     )
     header = ["Run", *(f"{name}, mJ" for name in names), "Sum, J/token", "Mean power, W"]
     return Figure("energy", "Energy per token", caption, views, Table(header, rows), picker="energy")
+
+
+def _unpriced(run: RunFolder) -> str:
+    """Name the components whose energy nobody states; a configuration of another version is left alone."""
+    found: dict[str, None] = {}
+    for label in run.metrics["runs"]:
+        with suppress(ValidationError):
+            found |= dict.fromkeys(without_energy(Platform.model_validate(platform_of(run.config, label))))
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _energies(each: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -1,30 +1,14 @@
 """Do the kernels read and compute what their points say? Triton's interpreter runs them on the CPU."""
 
-import os
-
 import pytest
 
 torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from ghostsim.calibrate import works as works_module  # noqa: E402
 from ghostsim.calibrate.points import LATENCY, Point  # noqa: E402
-from ghostsim.calibrate.works import Works  # noqa: E402
 
 KIB = 1024
-
-
-@pytest.fixture
-def works():
-    return Works(
-        "cuda" if torch.cuda.is_available() else "cpu",
-        buffer_bytes=256 * KIB,
-        host_bytes=256 * KIB,
-        cold_bytes=KIB,
-        chain=64,
-    )
 
 
 def test_a_stream_reads_every_word(works, monkeypatch):

@@ -1,6 +1,9 @@
 """Does calibrating a GPU whose constants are known give them back, in a part and a table that the program reads?"""
 
 import csv
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +130,13 @@ def test_the_source_says_when_and_with_what(known):
     text = (folder / "gpu.yaml").read_text()
     assert "measured on 2026-11-26, NVIDIA Known 9000, driver 550.54.15, torch 2.13.0+cu130" in text
     assert "confidence: measured" in text
+
+
+def test_the_command_replays_the_table_with_the_part(known):
+    *_, folder = known
+    asked = [sys.executable, "-m", "ghostsim", "accuracy", "gpu.csv", "--part", "gpu.yaml", "--json"]
+    done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["probes"]["gpu_launch"]["parts"]["known_9000"]["max"] < 0.02
 
 
 def test_the_part_serves_a_platform(known):

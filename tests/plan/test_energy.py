@@ -104,6 +104,19 @@ def test_a_streaming_cxl_expander_draws_what_was_measured():
     assert watts(machine, did, "cxl_exp0", "cxl_exp1") == pytest.approx(30, rel=0.05)
 
 
+def test_energy_on_the_chip_is_what_an_a100_leaves():
+    """230 W at 1,372 GB/s (RRZE gpu-roofline), by construction: less 60 W idle and HBM2 at 3.97 pJ/bit."""
+    gpu = load_part("h100_sxm").value
+    assert 60 + 1372 * GB * 8 * (3.97 + gpu.onchip_energy) / 1e12 == pytest.approx(230, rel=0.01)
+
+
+def test_vector_energy_is_half_of_what_double_precision_takes():
+    """H200: 396 W at 42.4 TFLOP/s of FP64 and 415 GB/s (RRZE gpu-roofline), by construction."""
+    gpu = load_part("h200_sxm").value
+    moved = 415 * GB * 8 * (gpu.memory.dram.energy + gpu.onchip_energy) / 1e12
+    assert gpu.static + moved + 42.4e12 / 2 * 2 * gpu.vector_energy / 1e12 == pytest.approx(396, rel=0.01)
+
+
 def test_local_ddr5_draws_what_its_standby_power_was_derived_from():
     """132 W at 614.4 GB/s on 12 DIMMs (Vistara, Table V), by construction: 16 DIMMs here stand by at 88 W."""
     host = load_part("xeon_spr_8ch").value

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 
 from ghostsim.calibrate.measure import Sample
-from ghostsim.config.hardware import Gpu, Memory
+from ghostsim.config.hardware import GpuArch, Memory
 from ghostsim.devices.dram import channel_bandwidth
 from ghostsim.timing.dram import Pattern
 
@@ -92,6 +92,6 @@ def memory_like(base: Memory, stream_bytes_per_s: float) -> tuple[int, float]:
     return channels, stream_bytes_per_s / (channels * each)
 
 
-def tensor_flops_per_s(base: Gpu, gemm_flops_per_s: float) -> float:
+def tensor_flops_per_s(arch: GpuArch, gemm_flops_per_s: float) -> float:
     """Return the peak rate whose share `flop_efficiency` of the architecture is the best GEMM."""
-    return gemm_flops_per_s / base.architecture.gemm["dense"].flop_efficiency
+    return gemm_flops_per_s / arch.gemm["dense"].flop_efficiency

@@ -28,17 +28,24 @@ def measure(clock: Clock, machine: Machine, say: Progress) -> list[Sample]:
     Raises
     ------
     GhostsimError
-        If a time is not above zero: the clock is broken.
+        If a time is not above zero, or the GPU cannot do what is asked of it.
     """
     planned = points(machine)
     found: list[Sample] = []
     for number, point in enumerate(planned, start=1):
         say(f"measure {point.probe}, {number} of {len(planned)}")
-        us = clock(point)
+        us = _timed(clock, point)
         if not (math.isfinite(us) and us > 0):
             raise GhostsimError(f"{point.probe}: found a time of {us} us, expected one above zero")
         found.append(Sample(point, point.value(us)))
     return _with_latency(found)
+
+
+def _timed(clock: Clock, point: Point) -> float:
+    try:
+        return clock(point)
+    except RuntimeError as error:  # what torch raises for the errors of CUDA
+        raise GhostsimError(f"{point.probe}: found {error}, expected an idle GPU with free memory") from None
 
 
 def _with_latency(samples: Sequence[Sample]) -> list[Sample]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostsim.accuracy.kernels import load_arch
 from ghostsim.accuracy.report import SCHEMAS
 from ghostsim.calibrate.derive import Constants, constants, memory_like, tensor_flops_per_s
 from ghostsim.calibrate.measure import Sample
@@ -74,7 +75,7 @@ def part_document(machine: Machine, found: Constants, base: Gpu, name: str) -> d
         "summary": f"{machine.name} ({machine.architecture}{kernels}); what is not measured is that of {base.name}",
         "architecture": nearest,
         "sms": _fact(machine.sms, driver),
-        "tensor": _derived(_quantity(FLOP_RATE, tensor_flops_per_s(base, found.gemm_flops_per_s)),
+        "tensor": _derived(_quantity(FLOP_RATE, tensor_flops_per_s(load_arch(nearest), found.gemm_flops_per_s)),
                            f"best gpu_gemm row over the architecture's flop_efficiency; {graph}"),
         "vector_macs": _fact(_quantity(MAC_RATE, found.sketch_macs_per_s), f"gpu_sketch_score, 32 queries; {events}"),
         "l2": _fact(BYTES.format(machine.l2_bytes), driver),

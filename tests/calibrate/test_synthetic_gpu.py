@@ -112,6 +112,7 @@ def test_the_part_streams_as_measured(known):
 def test_a_faster_memory_gets_more_channels(tmp_path):
     part, found = calibrated(tmp_path, replace(MACHINE, architecture="sm_100"), stream=7.4e12)
     assert part.memory.channels == 160
+    assert part.tensor * part.architecture.gemm["dense"].flop_efficiency == near(FLOPS)
     assert found.as_json()["probes"]["gpu_sketch_score"]["max"] < 0.02
 
 
@@ -170,6 +171,14 @@ def test_a_gpu_older_than_all_constants_is_refused():
 def test_a_broken_clock_is_an_error(us):
     with pytest.raises(GhostsimError, match="expected one above zero"):
         measure(lambda _: us, MACHINE, lambda _: None)
+
+
+def test_an_error_of_the_gpu_is_one_line():
+    def exhausted(_):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 4 GiB")
+
+    with pytest.raises(GhostsimError, match="host_latency: found CUDA out of memory. Tried .*, expected an idle GPU"):
+        measure(exhausted, MACHINE, lambda _: None)
 
 
 @pytest.mark.parametrize("gb", [16, 24, 80, 192])

@@ -177,7 +177,7 @@ def test_an_error_of_the_gpu_is_one_line():
     def exhausted(_):
         raise RuntimeError("CUDA out of memory.\nTried to allocate 4 GiB")
 
-    with pytest.raises(GhostsimError, match="host_latency: found CUDA out of memory. Tried .*, expected an idle GPU"):
+    with pytest.raises(GhostsimError, match=r"host_latency: found CUDA out of memory. Tried .*, expected an idle GPU"):
         measure(exhausted, MACHINE, lambda _: None)
 
 

@@ -21,6 +21,7 @@ import typer
 from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from ghostsim.accuracy.report import AccuracyResult
     from ghostsim.config.catalogue import Entry
     from ghostsim.trace.requests import Requests
 
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(help="Recorded attention and request workloads.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
+calibrate_app = typer.Typer(help="Measure this machine's hardware.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(calibrate_app, name="calibrate")
 
 Sets = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. a.b.c='180 ns'.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replace the scenario's seed.")]
@@ -496,6 +499,7 @@ def frontier(
 @app.command()
 def accuracy(
     tables: Annotated[list[Path] | None, typer.Argument(help="CSV tables; none takes the bundled ones.")] = None,
+    part: Annotated[list[str], typer.Option("--part", help="A GPU that tables name: a part file.")] = [],  # noqa: B006  (typer copies the default)
     out: Out = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -507,26 +511,63 @@ def accuracy(
     Prints the errors of each probe and part, and the worst rows; --out also writes predictions.csv and accuracy.html.
     """
     from ghostsim.accuracy.report import accuracy as replay
+    from ghostsim.config.load import load_gpu
     from ghostsim.export.run_folder import staged
     from ghostsim.report.accuracy_page import write_accuracy_report
 
     say = _progress(quiet=quiet)
-    found = replay(tables or None, jobs=jobs, progress=lambda done, of: say(f"predict {done} of {of}"))
+    parts = [load_gpu(name) for name in part]
+    found = replay(tables or None, parts, jobs=jobs, progress=lambda done, of: say(f"predict {done} of {of}"))
     _clear_progress(quiet=quiet)
     if out is not None:
         with staged(out, force=force, marker="predictions.csv") as temporary:
             found.write_predictions(temporary)
             write_accuracy_report(found, temporary / "accuracy.html")
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        console.print(found.table())
-        console.print(found.worst_table())
+    _print_accuracy(found, as_json=as_json)
     if out is not None:
         _tell(str(out))
+
+
+def _print_accuracy(found: AccuracyResult, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.as_json())
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(found.table())
+    console.print(found.worst_table())
+
+
+@calibrate_app.callback()
+def calibrate() -> None:
+    """Measure this machine's hardware."""
+
+
+@calibrate_app.command("gpu")
+def calibrate_gpu(
+    name: Annotated[str | None, typer.Option("--name", help="Name of the part; by default the GPU's own.")] = None,
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the GPU: a table of probes and a part.
+
+    Takes some minutes on an idle NVIDIA GPU, and a CUDA build of torch: pip install "ghostsim[record]". Ends with 1
+    where there is none. What is printed is how well the written part predicts the written table.
+    """
+    from ghostsim.calibrate.gpu import calibrate, find_gpu
+    from ghostsim.export.run_folder import default_out, staged
+
+    clock, machine = find_gpu()
+    part = name or machine.part
+    folder = out or default_out(f"calibrate-{part}")
+    with staged(folder, force=force, marker="gpu.yaml") as temporary:
+        found = calibrate(clock, machine, temporary, part, _progress(quiet=quiet))
+        _clear_progress(quiet=quiet)
+    _print_accuracy(found, as_json=as_json)
+    _tell(str(folder))
 
 
 # --- configuration ---------------------------------------------------------------------------------------------
@@ -572,10 +613,15 @@ def show(
 
     FILE is a file or a bundled name; what is printed is after extends, --set and defaults.
     """
+    from ghostsim.config.cost import cost_text, platform_cost
     from ghostsim.config.document import dump
     from ghostsim.config.load import load_any
 
     loaded = load_any(file, [*sets, *([] if seed is None else [f"seed={seed}"])])
+    platform = loaded.document if loaded.kind == "platform" else loaded.document.get("platform") or {}
+    cost = platform_cost(platform)
+    if cost is not None:
+        _tell(f"cost: {cost_text(cost)}")
     if as_json:
         _print_json(loaded.document)
     else:

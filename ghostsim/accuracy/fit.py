@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
-from ghostsim.accuracy.kernels import attention_shape, family, gemm_shape, gpu, mram_cycles, spec_of
+from ghostsim.accuracy.kernels import attention_shape, family, gemm_shape, gpu, mram_cycles
 from ghostsim.accuracy.predict import SCHEMAS
 from ghostsim.accuracy.table import Measurement, read
+from ghostsim.devices.gpu_arch import gpu_spec
 from ghostsim.seeding import generator
 from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
 from ghostsim.timing.loaded import LatencyShape, latency_ns
@@ -221,7 +222,7 @@ def _attention_model(whole: tuple[int, int]) -> Build:
     """Return the attention model with the whole-number constants `whole`."""
 
     def build(rows: Sequence[Measurement]) -> Model:
-        shapes = [(spec_of(row.part), attention_shape(row.row)) for row in rows]
+        shapes = [(gpu_spec(gpu(row.part)), attention_shape(row.row)) for row in rows]
         return lambda x: np.array(
             [decode_attention_us(part, _attention_params(x, whole), shape) for part, shape in shapes]
         )
@@ -230,7 +231,7 @@ def _attention_model(whole: tuple[int, int]) -> Build:
 
 
 def _gemm_model(rows: Sequence[Measurement]) -> Model:
-    shapes = [(spec_of(row.part), gemm_shape(row.row)) for row in rows]
+    shapes = [(gpu_spec(gpu(row.part)), gemm_shape(row.row)) for row in rows]
     return lambda x: np.array([gemm_us(part, GemmParams(*x), shape) for part, shape in shapes])
 
 

@@ -13,11 +13,11 @@ from ghostsim.config.document import read
 from ghostsim.config.hardware import Gpu
 from ghostsim.config.load import load_part
 from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
-from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
+from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, decode_attention_us, gemm_us
 from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, UpmemSpec, mram_dma_cycles
 
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
-FRAMEWORKS = ("vllm", "sglang", "trtllm")
+FRAMEWORKS = ("vllm", "sglang", "trtllm", "torch")
 DPUS = {"UPMEM_DPU_350MHz": UPMEM_350MHZ}
 
 
@@ -38,56 +38,55 @@ def gpu(name: str) -> Gpu:
     return cast(Gpu, load_part(gpu_names()[name]).value)
 
 
-@cache
-def spec_of(name: str) -> GpuSpec:
-    """Return what the kernel models need to know of the GPU that goes by a name."""
-    return gpu_spec(gpu(name))
-
-
 def family(row: Row) -> str:
-    """Return the kernel family of a decode-attention row: framework without version, TensorRT-LLM by KV type."""
+    """Return the kernel family of a decode-attention row.
+
+    The framework without its version, TensorRT-LLM by KV type. PyTorch takes the constants of vLLM: both call
+    FlashAttention.
+    """
     name = row["framework"].split(" ")[0]
     if name not in FRAMEWORKS:
         raise FieldError("framework", f"one of {', '.join(FRAMEWORKS)} with its version, e.g. 'vllm 0.24.0'")
-    return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}" if name == "trtllm" else name
+    if name == "trtllm":
+        return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}"
+    return "vllm" if name == "torch" else name
 
 
 def attention_shape(row: Row) -> AttentionShape:
     """Return the kernel that a decode-attention row measures."""
-    q_heads, kv_heads = _count(row, "q_heads"), _count(row, "kv_heads")
+    q_heads, kv_heads = count(row, "q_heads"), count(row, "kv_heads")
     if q_heads % kv_heads:
         raise FieldError("q_heads", f"a multiple of kv_heads {kv_heads}")
-    size = ELEMENT_BYTES[_one_of(row, "kv_dtype", tuple(ELEMENT_BYTES))]
-    return AttentionShape(q_heads, kv_heads, _count(row, "head_dim"), size, _count(row, "batch"), _count(row, "kv_len"))
+    size = ELEMENT_BYTES[one_of(row, "kv_dtype", tuple(ELEMENT_BYTES))]
+    return AttentionShape(q_heads, kv_heads, count(row, "head_dim"), size, count(row, "batch"), count(row, "kv_len"))
 
 
-def attention_us(row: Row) -> float:
+def attention_us(part: Gpu, row: Row) -> float:
     """Predict the microseconds of a decode-attention row."""
-    arch, shape = gpu(row["part"]).architecture, attention_shape(row)
-    _one_of(row, "warm_l2", ("yes", "no"))
-    params = attention_params(arch, family(row), shape.q_heads, shape.kv_heads)
-    return decode_attention_us(spec_of(row["part"]), params, shape)
+    shape = attention_shape(row)
+    one_of(row, "warm_l2", ("yes", "no"))
+    params = attention_params(part.architecture, family(row), shape.q_heads, shape.kv_heads)
+    return decode_attention_us(gpu_spec(part), params, shape)
 
 
 def gemm_shape(row: Row) -> GemmShape:
     """Return the product that a GEMM row measures."""
-    size = ELEMENT_BYTES[_one_of(row, "dtype", tuple(ELEMENT_BYTES))]
-    return GemmShape(_count(row, "m"), _count(row, "n"), _count(row, "k"), size)
+    size = ELEMENT_BYTES[one_of(row, "dtype", tuple(ELEMENT_BYTES))]
+    return GemmShape(count(row, "m"), count(row, "n"), count(row, "k"), size)
 
 
-def dense_us(row: Row) -> float:
+def dense_us(part: Gpu, row: Row) -> float:
     """Predict the microseconds of a GEMM row."""
-    arch, shape = gpu(row["part"]).architecture, gemm_shape(row)
-    return gemm_us(spec_of(row["part"]), gemm_params(arch), shape)
+    return gemm_us(gpu_spec(part), gemm_params(part.architecture), gemm_shape(row))
 
 
 def mram_cycles(row: Row, dpu: UpmemSpec | None = None) -> float:
     """Predict the DPU cycles of an MRAM DMA row, of `dpu` instead of the row's part if given."""
-    spec = replace(dpu or DPUS[row["part"]], tasklets=_count(row, "tasklets"))
-    nbytes = _count(row, "transfer_bytes")
+    spec = replace(dpu or DPUS[row["part"]], tasklets=count(row, "tasklets"))
+    nbytes = count(row, "transfer_bytes")
     if nbytes % 8 or nbytes > DMA_MAX_BYTES:
         raise FieldError("transfer_bytes", f"a multiple of 8 up to {DMA_MAX_BYTES}")
-    return mram_dma_cycles(spec, cast(Op, _one_of(row, "op", get_args(Op))), nbytes)
+    return mram_dma_cycles(spec, cast(Op, one_of(row, "op", get_args(Op))), nbytes)
 
 
 class FieldError(ValueError):
@@ -98,24 +97,26 @@ class FieldError(ValueError):
         self.column, self.expected = column, expected
 
 
-def _one_of(row: Row, column: str, known: tuple[str, ...]) -> str:
+def one_of(row: Row, column: str, known: tuple[str, ...]) -> str:
+    """Return the text of a column, which must be one of those that are known."""
     if row[column] not in known:
         raise FieldError(column, f"one of {', '.join(known)}")
     return row[column]
 
 
-def _count(row: Row, column: str) -> int:
+def count(row: Row, column: str) -> int:
+    """Return the number of a column, which must be at least 1."""
     number = int(row[column])
     if number < 1:
         raise FieldError(column, "at least 1")
     return number
 
 
-PROBES: Mapping[str, Callable[[Row], float]] = {
+GPU_PROBES: Mapping[str, Callable[[Gpu, Row], float]] = {
     "gpu_decode_attention": attention_us,
     "gpu_gemm": dense_us,
-    "upmem_mram_dma": mram_cycles,
 }
+PROBES: Mapping[str, Callable[[Row], float]] = {"upmem_mram_dma": mram_cycles}
 COLUMNS: Mapping[str, Mapping[str, type]] = {
     "gpu_decode_attention": {
         "framework": str,

@@ -6,10 +6,12 @@ import difflib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
-from ghostsim.accuracy import dram, kernels
+from ghostsim.accuracy import dram, gpu_memory, kernels
 from ghostsim.accuracy.table import Measurement, Row, schemas
+from ghostsim.config.hardware import Gpu
 from ghostsim.errors import TableError
 from ghostsim.timing.dram_table import load_timings
 
@@ -17,9 +19,14 @@ Progress = Callable[[int, int], None]
 """Told how many questions are answered, and of how many."""
 
 _PREDICTORS: Mapping[str, Callable[[Row], float]] = {**dram.PROBES, **kernels.PROBES}
+_GPU_PREDICTORS: Mapping[str, Callable[[Gpu, Row], float]] = {**kernels.GPU_PROBES, **gpu_memory.GPU_PROBES}
 _LABEL_ONLY = ("memory_system_latency", "cxl_latency_model")
 """Probes whose part is a label."""
-SCHEMAS = schemas({**dram.COLUMNS, **kernels.COLUMNS}, {**dram.UNITS, **kernels.UNITS}, _LABEL_ONLY)
+SCHEMAS = schemas(
+    {**dram.COLUMNS, **kernels.COLUMNS, **gpu_memory.COLUMNS},
+    {**dram.UNITS, **kernels.UNITS, **gpu_memory.UNITS},
+    _LABEL_ONLY,
+)
 
 _RANGES = {
     "read_fraction": (0, 1),
@@ -27,6 +34,8 @@ _RANGES = {
     "dram_latency_p95.read_fraction": (0.01, 1),
     "record_bytes": (1, 65536),
     "n_records": (1, 1_000_000),
+    "gpu_gather.n_records": (1, 1e9),
+    "gpu_sketch_score.n_records": (1, 1e9),
     "outstanding": (1, 65536),
     "read_queue": (1, 65536),
     "write_queue": (1, 65536),
@@ -34,8 +43,7 @@ _RANGES = {
 }
 """What the memory models accept of conditions, of all probes or of one; a latency needs reads."""
 _PARTS: Mapping[str, Callable[[], Collection[str]]] = {
-    "gpu_decode_attention": kernels.gpu_names,
-    "gpu_gemm": kernels.gpu_names,
+    **dict.fromkeys(_GPU_PREDICTORS, kernels.gpu_names),
     "upmem_mram_dma": lambda: kernels.DPUS,
     **dict.fromkeys(dram.PROBES, load_timings),
 }
@@ -48,7 +56,9 @@ Answer = float | Exception
 Group = Sequence[Row]
 
 
-def predict(rows: Sequence[Measurement], jobs: int = 1, progress: Progress | None = None) -> list[float | None]:
+def predict(
+    rows: Sequence[Measurement], jobs: int = 1, progress: Progress | None = None, parts: Sequence[Gpu] = ()
+) -> list[float | None]:
     """Return what the models say of each row; none where its controller's settings are not modelled.
 
     Parameters
@@ -59,6 +69,8 @@ def predict(rows: Sequence[Measurement], jobs: int = 1, progress: Progress | Non
         Processes; 0 takes one per core, at most 4. The answers are the same for any.
     progress
         Called after every question; rows that differ in the probe only are one.
+    parts
+        GPUs that rows may name besides those of the catalogue.
 
     Raises
     ------
@@ -76,7 +88,8 @@ def predict(rows: Sequence[Measurement], jobs: int = 1, progress: Progress | Non
             asked.setdefault(_question(row), []).append(at)
     answers: list[float | None] = [None] * len(rows)
     groups = list(asked.values())
-    found = _answers([[rows[at].row for at in group] for group in groups], jobs)
+    given = {part.name: part for part in parts}
+    found = _answers([[rows[at].row for at in group] for group in groups], jobs, given)
     for done, (group, some) in enumerate(zip(groups, found, strict=True), start=1):
         for at, answer in zip(group, some, strict=True):
             answers[at] = _settled(rows[at], answer)
@@ -91,25 +104,27 @@ def _question(row: Measurement) -> tuple[str, ...]:
     return (kind, row.part, *(row.row[name] for name in SCHEMAS[row.probe].columns))
 
 
-def _answers(groups: Sequence[Group], jobs: int) -> Iterator[list[Answer]]:
+def _answers(groups: Sequence[Group], jobs: int, given: Mapping[str, Gpu]) -> Iterator[list[Answer]]:
     workers = min(jobs or min(os.cpu_count() or 1, _MAX_JOBS), len(groups))
     if workers < 2 or sum(group[0]["probe"].startswith("dram") for group in groups) < _FEW:
-        yield from map(_answer, groups)
+        yield from map(partial(_answer, given), groups)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(_answer, groups, chunksize=4)
+            yield from pool.map(partial(_answer, given), groups, chunksize=4)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _answer(group: Group) -> list[Answer]:
-    return [_attempt(row) for row in group]
+def _answer(given: Mapping[str, Gpu], group: Group) -> list[Answer]:
+    return [_attempt(row, given) for row in group]
 
 
-def _attempt(row: Row) -> Answer:
+def _attempt(row: Row, given: Mapping[str, Gpu]) -> Answer:
     try:
+        if row["probe"] in _GPU_PREDICTORS:
+            return _GPU_PREDICTORS[row["probe"]](given.get(row["part"]) or kernels.gpu(row["part"]), row)
         return _PREDICTORS[row["probe"]](row)
     except (KeyError, ValueError, ArithmeticError) as error:
         return error

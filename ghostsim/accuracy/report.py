@@ -16,6 +16,7 @@ from rich.table import Table
 from ghostsim import bundled
 from ghostsim.accuracy.predict import SCHEMAS, Progress, predict
 from ghostsim.accuracy.table import Measurement, read
+from ghostsim.config.hardware import Gpu
 
 BARS: Mapping[str, tuple[float, float]] = {
     "dram_bandwidth": (0.03, 0.08),
@@ -164,10 +165,16 @@ class AccuracyResult:
         return table
 
 
-def accuracy(paths: Sequence[Path] | None = None, *, jobs: int = 1, progress: Progress | None = None) -> AccuracyResult:
+def accuracy(
+    paths: Sequence[Path] | None = None,
+    parts: Sequence[Gpu] = (),
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> AccuracyResult:
     """Replay `paths`, or all bundled reference tables, through the models.
 
-    `jobs` and `progress` are those of `predict`.
+    `parts`, `jobs` and `progress` are those of `predict`.
 
     Raises
     ------
@@ -176,7 +183,7 @@ def accuracy(paths: Sequence[Path] | None = None, *, jobs: int = 1, progress: Pr
     """
     tables = list(paths) if paths else bundled_tables()
     rows = [row for path in tables for row in read(Path(path), SCHEMAS)]
-    answers = predict(rows, jobs, progress)
+    answers = predict(rows, jobs, progress, parts)
     return AccuracyResult([Prediction(row, answer) for row, answer in zip(rows, answers, strict=True)])
 
 

@@ -218,6 +218,8 @@ class Memory(Block):
     """Share of the DRAM's own bandwidth that the controller and its fabric pass on."""
     latency: Delay
     """From the requester to the DRAM controller and back, without the DRAM's own time."""
+    standby: Watts | None = None
+    """Power of the memory devices without traffic, where the power of their requester does not hold it."""
 
 
 # --- processors ----------------------------------------------------------------------------------------------
@@ -235,6 +237,8 @@ class CopyEngines(Block):
     """Issue interval of one fragment of a gather, per engine."""
     window: PositiveBytes
     """Bytes that all engines keep outstanding."""
+    energy: BitEnergy | None = None
+    """Energy per bit copied, besides both memories and the links."""
 
 
 class AttentionKernel(Block):
@@ -302,6 +306,8 @@ class Gpu(Part):
     vector_macs: PositiveMacs
     """Rate at which the SMs score sketches and quantised keys."""
     l2: PositiveBytes
+    l2_bandwidth: PositiveBandwidth | None = None
+    """Reads of a working set that stays in the L2."""
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""
@@ -316,7 +322,11 @@ class Gpu(Part):
     """In the base dies of the HBM stacks."""
     static: Watts
     compute_energy: OpEnergy
-    """Energy of one bf16 floating-point operation."""
+    """Energy of one bf16 floating-point operation of the tensor cores."""
+    vector_energy: OpEnergy | None = None
+    """Energy of one multiply-accumulate, or one score selected, of the vector units."""
+    onchip_energy: BitEnergy | None = None
+    """Energy per bit from the memory's port through the L2 into the registers of an SM."""
 
     @model_validator(mode="after")
     def _kernels_are_known(self) -> Gpu:
@@ -426,7 +436,7 @@ class Upmem(Part):
     broadcast: PositiveBandwidth
     """Host to all DPUs of one rank, the same data."""
     dpu_power: Watts
-    """Power of one rank while its DPUs run."""
+    """Power of one rank while its DPUs run, above `static`."""
     static: Watts
 
     @property
@@ -464,7 +474,8 @@ class Nvme(Part):
     queue_depth: Annotated[Count, Field(le=65_536)]
     filter: Filter | None = None
     """In the controller."""
-    energy: BitEnergy
+    active: Watts
+    """Power at full load, above `static`; it falls with the load of the busiest stage."""
     static: Watts
 
     @property

@@ -15,7 +15,7 @@ from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
 from ghostsim.config.document import Node, TreePath, make
 from ghostsim.config.expand import Library, merge
-from ghostsim.config.hardware import Part, Platform
+from ghostsim.config.hardware import Gpu, Part, Platform
 from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
@@ -289,6 +289,14 @@ def load_platform(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Platform
 def load_part(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Part]:
     """Load a part by file or bundled name."""
     return cast(Loaded[Part], _load("part", name, _settings(sets)))
+
+
+def load_gpu(name: str | Path) -> Gpu:
+    """Load a GPU by file or bundled name."""
+    part = load_part(name).value
+    if not isinstance(part, Gpu):
+        raise ConfigError(f"{name}: found a part that is no GPU, expected kind: gpu, e.g. h100_sxm")
+    return part
 
 
 def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:

@@ -117,6 +117,10 @@ class DramMedia:
         """Return what all channels give a pattern at saturation, bytes/s."""
         return self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
 
+    def streamed(self, write_share: float) -> float:
+        """Return the bytes/s of a stream of which a share are writes."""
+        return min(self.peak, self.peak / self._stream_cost(write_share))
+
     def _stream(self, *, write: bool = False) -> Leg:
         """Return the cost of a long run of consecutive bytes."""
         return self._leg(((self.bus, self._stream_cost(float(write))),), write=write)

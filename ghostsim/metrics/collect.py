@@ -13,7 +13,7 @@ from ghostsim.config.hardware import Platform
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.attribution import by_resource
-from ghostsim.metrics.energy import energy_mj_per_token
+from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.prefetch import prefetch_metrics
 from ghostsim.metrics.quality import quality, step_quality
 from ghostsim.metrics.viability import viability
@@ -106,20 +106,23 @@ def run_metrics(record: Record) -> dict[str, Any]:
 
 
 def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, float]:
-    totals = {place: int(sum(per_step.sum() for per_step in causes.values())) for place, causes in bytes_moved.items()}
-    plan = record.plan
-    near = plan.tiers.get("index", "hbm") != "hbm"
-    scan_flops, filter_flops = (int(plan.flops[plan.op == OPS.index(op)].sum()) for op in ("scan", "filter"))
-    busy = [share for name, share in record.utilisation.items() if name.endswith(".dpus")]
-    end_s = int(record.times.finish.max()) / PS_PER_S
     return energy_mj_per_token(
-        record.platform,
-        totals,
-        flops=int(plan.flops.sum()) - (scan_flops + filter_flops if near else 0),
-        filter_macs=scan_flops // 2 if near and plan.tiers["index"] == "cxl" else 0,
-        pim_busy_s=sum(busy) * end_s,
+        record.platform, activity(record, bytes_moved, elapsed_s), record.batch * record.plan.steps
+    )
+
+
+def activity(record: Record, bytes_moved: Bytes, elapsed_s: float) -> Activity:
+    """Return what a run did, for its energy; `elapsed_s` is the sum of its steps."""
+    plan = record.plan
+    by_op = {op: int(plan.flops[plan.op == o].sum()) for o, op in enumerate(OPS)}
+    away = set(plan.tiers.values()) - {"hbm"}
+    return Activity(
+        moved={place: int(sum(per_step.sum() for per_step in each.values())) for place, each in bytes_moved.items()},
+        attended=int(sum(bytes_moved[tier]["kv"].sum() for tier in away)),
+        tensor_flops=sum(flops for op, flops in by_op.items() if op not in ("scan", "filter")),
+        utilisation=record.utilisation,
+        simulated_s=int(record.times.finish.max()) / PS_PER_S,
         elapsed_s=elapsed_s,
-        tokens=record.batch * plan.steps,
     )
 
 

@@ -23,7 +23,7 @@ from ghostsim.report.compare import comparison
 from ghostsim.report.facts import facts_of
 from ghostsim.report.figure import Figure, Table, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
-from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
+from ghostsim.report.figures_hardware import capacity, cost, energy, over_time, utilisation
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
 from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
@@ -108,7 +108,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
                 lost_by_context(run),
             ],
         ),
-        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run)]),
+        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run), cost(run)]),
         ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
     ]
     return [(name, [figure for figure in figures if figure]) for name, figures in sections]

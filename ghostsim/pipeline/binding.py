@@ -21,11 +21,12 @@ from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, Load, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
+from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.sketch_filter import SketchFilter
 from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
-from ghostsim.engine.server import FifoServer
+from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
@@ -35,10 +36,6 @@ _DECIDED = "threshold"
 _DOWN = ("query", _DECIDED)
 """Rows from the GPU to a filter; a threshold is found by a kernel first."""
 _STREAMED_BYTES = 4096
-_NOT_ADDRESSABLE = {
-    "ssd": "a drive has no memory that SMs could read",
-    "pim": "a host transfer brings what lies there, no load does",
-}
 
 
 class Row(NamedTuple):
@@ -100,7 +97,7 @@ class _Site(Generic[AnyStore]):
         return Leg(costs, legs[0].latency_ps, legs[0].loads, writes)
 
 
-_Template = tuple[FlowClass, int, FifoServer | None, tuple[Load, ...]]
+_Template = tuple[FlowClass, int, Server | None, tuple[Load, ...]]
 """What does not depend on bytes: class of flows, delay, the queue to wait in, and the media that are waited for."""
 
 
@@ -135,8 +132,10 @@ class Binder:
         """Refuse reads in place of what no load can reach."""
         if self.placement.fetch != "zero_copy":
             return
-        for tier, why in _NOT_ADDRESSABLE.items():
-            if tier in self.sites and (tier == self.placement.kv_tier or self.placement.site == "none"):
+        fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
+        for tier in sorted(fetched & set(self.sites)):
+            why = _not_addressable(self.sites[tier][0].devices[0])
+            if why:
                 raise ConfigError(f"found fetch zero_copy from tier {tier}, expected dma: {why}")
 
     def _scanners(self) -> Sequence[_Site[Store]] | Sequence[_Site[GpuDevice]]:
@@ -270,7 +269,7 @@ class Binder:
 
         return self._template(site, site.spread(way), piece, _gate(site.devices[0]))
 
-    def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: FifoServer | None = None) -> _Template:
+    def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: Server | None = None) -> _Template:
         flow_class = self.machine.network.flow_class(leg.costs, weight * len(site.devices), writes=leg.writes)
         return flow_class, leg.latency_ps, server, leg.loads
 
@@ -321,8 +320,17 @@ class Binder:
         return self._template(site, *self.gpu.copy_out(target, piece), _gate(first))
 
 
-def _gate(device: AnyStore) -> FifoServer | None:
-    """Return the queue that host transfers and kernels of a device share, if they exclude each other."""
+def _not_addressable(device: Store) -> str:
+    """Say why SMs cannot read a memory by loads, or nothing."""
+    if isinstance(device, NvmeDevice):
+        return "a drive has no memory that SMs could read"
+    return "a host transfer brings what lies there, no load does" if isinstance(device, UpmemDevice) else ""
+
+
+def _gate(device: AnyStore) -> Server | None:
+    """Return where the host's transfers wait for the kernels of a device, if both exclude each other."""
+    if isinstance(device, NearBankPimDevice):
+        return device.mode.shared
     return device.mram if isinstance(device, UpmemDevice) else None
 
 
@@ -330,7 +338,7 @@ def _engine(device: AnyStore, site: str) -> SketchFilter | None:
     """Return the engine of a device at a filter site, if it has one there."""
     if site == "cpu":
         return device.scorer if isinstance(device, HostCpuDevice) else None
-    return None if isinstance(device, UpmemDevice) else device.filter
+    return None if isinstance(device, UpmemDevice | NearBankPimDevice) else device.filter
 
 
 def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexStage]) -> None:
@@ -341,6 +349,13 @@ def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexSta
                 f"found filter {site} for a {widest}-bit index, expected at most {MOST_BITS} bits: "
                 "a DPU multiplies 8 x 8 bits"
             )
+    elif isinstance(device, NearBankPimDevice):
+        wrong = [stage.operand_bits for stage in stages if stage.operand_bits != device.part.operand_bits]
+        if wrong:
+            raise ConfigError(
+                f"found filter {site} for a {wrong[0]}-bit index on {scanner.name}, expected one of "
+                f"{device.part.operand_bits} bits: that is what its units multiply"
+            )
     elif _engine(device, site) is None:
         block = "core" if site == "cpu" else "filter"
         raise ConfigError(f"found filter {site} on {scanner.name}, expected a device with a {block}: block")
@@ -348,7 +363,7 @@ def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexSta
 
 def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int, request: int) -> Job:
     """Return the scan of one byte of an index where it lies."""
-    if isinstance(device, UpmemDevice):
+    if isinstance(device, UpmemDevice | NearBankPimDevice):
         return device.scan(stage, q_per_kv, 1)
     engine = _engine(device, site)
     assert engine is not None  # `_check_engine` has seen to it

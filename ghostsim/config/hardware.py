@@ -297,6 +297,8 @@ class Gpu(Part):
     vector_macs: PositiveMacs
     """Rate at which the SMs score sketches and quantised keys."""
     l2: PositiveBytes
+    l2_bandwidth: PositiveBandwidth | None = None
+    """Read bandwidth of L2; unknown, no index is kept there."""
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""

@@ -117,6 +117,7 @@ class Binder:
     ) -> None:
         self.machine, self.model, self.placement, self.batch = machine, model, placement, batch
         self.stages = tuple(stages)
+        self.resident = False
         self.gpu = machine.gpu
         away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
@@ -162,6 +163,8 @@ class Binder:
 
     def bind(self, plan: Plan) -> tuple[Bound, ...]:
         """Return the devices of the plan's program, row by row."""
+        scanned = plan.nbytes[plan.op == OPS.index("scan")].sum()
+        self.resident = self.gpu.keeps(int(scanned) // plan.steps)
         return tuple(self._bind_row(plan, i, name) for i, name in enumerate(plan.names))
 
     def _bind_row(self, plan: Plan, i: int, name: str) -> Bound:
@@ -215,7 +218,7 @@ class Binder:
             return self._bind_near_scan(number, request)
         if away:
             return self._bind_cross()
-        return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
+        return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2, resident=self.resident), "gpu scan")
 
     def _bind_near_scan(self, number: int, request: int) -> Bound:
         sites = self.scanners

@@ -348,6 +348,12 @@ def test_copies_beat_reads_in_place_of_host_memory():
     assert ratio == pytest.approx(55.4 / 35.2, rel=0.08)
 
 
+def test_a_short_index_stays_in_l2_and_a_long_one_does_not():
+    """4 layers x 8 heads x 3 requests x 66 B: 5,900 tokens fit into 37.5 MB."""
+    used = [run("ghostkv_gpu", context=context).record.utilisation["gpu0.l2"] for context in (4096, 16384)]
+    assert used[0] > 0 == used[1]
+
+
 def test_offloaded_attention_is_limited_by_the_link():
     done = run("full_offload", context=65536)
     read = done.record.plan.tier_bytes()["dram"]["kv"].sum()

@@ -126,11 +126,19 @@ class Binder:
         self._scan = cache(self._new_scan)
         self._cross = cache(self._new_cross)
         self._fetch = cache(self._new_fetch)
+        self._cpu_attend = cache(self._new_cpu_attend)
         self._store = cache(self._new_store)
         self._transfer = cache(self._new_transfer)
 
     def _check_fetch(self) -> None:
-        """Refuse reads in place of what no load can reach."""
+        """Refuse reads in place of what no load can reach, and attention on cores away from the memory they share."""
+        if self.placement.fetch == "cpu" and self.placement.kv_tier not in ("dram", "hbm"):
+            raise ConfigError(
+                f"found fetch cpu from tier {self.placement.kv_tier}, expected kv_tier: dram, the memory of the cores"
+            )
+        if self.placement.fetch in ("staged", "cpu"):
+            for site in self.sites.get(self.placement.kv_tier, ()):
+                self._host(site).working()
         if self.placement.fetch != "zero_copy":
             return
         fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
@@ -174,7 +182,7 @@ class Binder:
             case "gemm":
                 return Bound(self._gemm(name), "gpu")
             case "attend" | "decode":
-                return Bound(self._attend(scattered=role == "cold"), "gpu")
+                return self._bind_cpu_attend() if away else Bound(self._attend(scattered=role == "cold"), "gpu")
             case "scan":
                 return self._bind_scan(int(plan.stage[i]), int(plan.request[i]), away=away)
             case "filter":
@@ -232,6 +240,10 @@ class Binder:
         stage = self.stages[number]
         where, heads = self.placement.site, self.model.q_per_kv
         jobs = [_scan_at(device, where, stage, heads, request) for device in site.devices]
+        return self._in_lockstep(jobs)
+
+    def _in_lockstep(self, jobs: Sequence[Job]) -> _Template:
+        """Return one flow that stands for those of equal devices, each with an equal part of every byte."""
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
         flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
@@ -299,9 +311,37 @@ class Binder:
             return join([device.read(piece, records), there, Leg((), there.latency_ps)])
 
         source, first = site.spread(way), site.devices[0]
+        if self.placement.fetch == "staged":
+            return self.gpu.copy_in(join([source, self._host(site).stage(here=first is self._host(site))]), piece)
         if isinstance(first, NvmeDevice):
             return self.gpu.receive(source), first.window
-        return self.gpu.copy_in(source, piece) if self.placement.fetch == "dma" else self.gpu.read_in_place(source)
+        if self.placement.fetch == "zero_copy":
+            return self.gpu.read_in_place(source)
+        return self.gpu.copy_in(source, piece)
+
+    def _host(self, site: _Site[Store]) -> HostCpuDevice:
+        """Return the host that KV of a tier lies in or passes."""
+        for node in (*site.devices, *site.routes[0].between):
+            if isinstance(node, HostCpuDevice):
+                return node
+        raise ConfigError(
+            f"found fetch {self.placement.fetch} from {site.name}, expected a host between it and the GPU"
+        )
+
+    def _bind_cpu_attend(self) -> Bound:
+        sites = self.sites[self.placement.kv_tier]
+
+        def make(row: Row) -> Job:
+            piece, work = rounded(row.nbytes / max(1, row.runs)), round(row.flops / max(1, row.nbytes), 3)
+            return _job(
+                row.nbytes, sites, [self._cpu_attend(site, piece, site.records(row.runs), work) for site in sites]
+            )
+
+        return Bound(make, f"{self.placement.kv_tier} attend")
+
+    def _new_cpu_attend(self, site: _Site[Store], piece: int, records: int, flops_per_byte: float) -> _Template:
+        hosts = [device for device in site.devices if isinstance(device, HostCpuDevice)]
+        return self._in_lockstep([host.attend(piece, records, flops_per_byte) for host in hosts])
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]

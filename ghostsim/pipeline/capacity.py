@@ -73,7 +73,7 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     if run.kv_tier != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)
-        if run.fetch == "dma":
+        if run.fetch in ("dma", "staged"):
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
     for stage in index_stages(run.policy, model.head_dim, model.kv_heads):
         add(run.index_tier, heads * stage.nbytes(-(-stored // stage.unit_tokens)))

@@ -307,7 +307,7 @@ class Gpu(Part):
     """Rate at which the SMs score sketches and quantised keys."""
     l2: PositiveBytes
     l2_bandwidth: PositiveBandwidth | None = None
-    """Reads of a working set that stays in the L2."""
+    """Reads of a working set that stays in the L2; unknown, no index is kept there."""
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""
@@ -445,6 +445,38 @@ class Upmem(Part):
         return self.ranks * self.dpus_per_rank * self.mram
 
 
+class NearBankPim(Part):
+    """DRAM with multipliers beside its banks, as HBM-PIM and GDDR6-AiM: all units work at once, in all-bank mode."""
+
+    kind: Literal["near_bank_pim"]
+    chips: Many
+    """Stacks or chips, each with its own interface."""
+    chip_capacity: PositiveBytes
+    bandwidth: PositiveBandwidth
+    """What the interface of one chip gives the host."""
+    access: PositiveBytes
+    """Bytes of one access."""
+    latency: Delay
+    """A host read, from the requester through controller and DRAM and back."""
+    units: Many
+    """Units of one chip."""
+    unit_bandwidth: PositiveBandwidth
+    """What one unit reads from its banks."""
+    unit_macs: PositiveMacs
+    operand_bits: Annotated[Count, Field(le=64)]
+    """Width of the operands that a unit multiplies."""
+    switch: Delay
+    """From host accesses to all-bank mode, or back."""
+    launch: Delay
+    """Host time to start a kernel and to see it end."""
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes over all chips."""
+        return self.chips * self.chip_capacity
+
+
 class SlowReads(Block):
     """Reads that take longer than the others: a second try of the array, or garbage collection on their die."""
 
@@ -546,15 +578,18 @@ class PlatformLink(Link):
 
 
 Device = Annotated[
-    Gpu | HostCpu | CxlExpander | Upmem | Nvme | Switch,
+    Gpu | HostCpu | CxlExpander | Upmem | NearBankPim | Nvme | Switch,
     Field(discriminator="kind"),
 ]
 AnyPart = Annotated[
-    Gpu | GpuArch | HostCpu | CxlExpander | Upmem | Nvme | Switch | Dram | Link,
+    Gpu | GpuArch | HostCpu | CxlExpander | Upmem | NearBankPim | Nvme | Switch | Dram | Link,
     Field(discriminator="kind"),
 ]
 
-_TIER_KINDS = {"hbm": "gpu", "dram": "host_cpu", "cxl": "cxl_expander", "pim": "upmem", "ssd": "nvme"}
+_TIER_KINDS = {
+    "hbm": ("gpu",), "dram": ("host_cpu",), "cxl": ("cxl_expander",), "pim": ("upmem", "near_bank_pim"),
+    "ssd": ("nvme",),
+}  # fmt: skip
 
 
 class Platform(Block):
@@ -601,8 +636,8 @@ class Platform(Block):
                     message = f"found {end!r}, expected a device: {', '.join(self.devices)}"
                     raise MisfitError(message, "links", name, "between", index)
         for tier, names in self.tiers.items():
-            kind = _TIER_KINDS[tier]
-            fitting = [name for name, device in self.devices.items() if device.kind == kind]
+            kinds = _TIER_KINDS[tier]
+            kind, fitting = " or ".join(kinds), [name for name, part in self.devices.items() if part.kind in kinds]
             if not names:
                 raise MisfitError(f"found no device, expected at least one of kind {kind}", "tiers", tier)
             for index, name in enumerate(names):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ghostsim.devices.leg import Load
 from ghostsim.engine.network import FlowClass
-from ghostsim.engine.server import FifoServer
+from ghostsim.engine.server import Server
 
 
 class Part(NamedTuple):
@@ -14,7 +14,7 @@ class Part(NamedTuple):
 
     flow_class: FlowClass
     nbytes: int
-    server: FifoServer | None = None
+    server: Server | None = None
 
 
 class Job(NamedTuple):

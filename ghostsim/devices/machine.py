@@ -16,12 +16,13 @@ from ghostsim.devices.gpu import GpuDevice
 from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.leg import Leg, join
 from ghostsim.devices.link import LinkDevice, SwitchDevice
+from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.upmem import UpmemDevice
 from ghostsim.engine.network import Network
 from ghostsim.errors import InvariantError
 
-Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NvmeDevice
+Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NearBankPimDevice | NvmeDevice
 AnyDevice = GpuDevice | SwitchDevice | Store
 
 
@@ -45,6 +46,8 @@ def build(env: simpy.Environment, network: Network, name: str, part: hardware.De
             return CxlExpanderDevice(network, name, part)
         case hardware.Upmem():
             return UpmemDevice(env, network, name, part)
+        case hardware.NearBankPim():
+            return NearBankPimDevice(network, name, part)
         case hardware.Nvme():
             return NvmeDevice(network, name, part)
         case hardware.Switch():

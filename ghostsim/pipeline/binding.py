@@ -21,11 +21,12 @@ from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, Load, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
+from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.sketch_filter import SketchFilter
 from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
-from ghostsim.engine.server import FifoServer
+from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
@@ -35,10 +36,6 @@ _DECIDED = "threshold"
 _DOWN = ("query", _DECIDED)
 """Rows from the GPU to a filter; a threshold is found by a kernel first."""
 _STREAMED_BYTES = 4096
-_NOT_ADDRESSABLE = {
-    "ssd": "a drive has no memory that SMs could read",
-    "pim": "a host transfer brings what lies there, no load does",
-}
 
 
 class Row(NamedTuple):
@@ -100,7 +97,7 @@ class _Site(Generic[AnyStore]):
         return Leg(costs, legs[0].latency_ps, legs[0].loads, writes)
 
 
-_Template = tuple[FlowClass, int, FifoServer | None, tuple[Load, ...]]
+_Template = tuple[FlowClass, int, Server | None, tuple[Load, ...]]
 """What does not depend on bytes: class of flows, delay, the queue to wait in, and the media that are waited for."""
 
 
@@ -120,6 +117,7 @@ class Binder:
     ) -> None:
         self.machine, self.model, self.placement, self.batch = machine, model, placement, batch
         self.stages = tuple(stages)
+        self.resident = False
         self.gpu = machine.gpu
         away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
@@ -128,15 +126,25 @@ class Binder:
         self._scan = cache(self._new_scan)
         self._cross = cache(self._new_cross)
         self._fetch = cache(self._new_fetch)
+        self._cpu_attend = cache(self._new_cpu_attend)
         self._store = cache(self._new_store)
         self._transfer = cache(self._new_transfer)
 
     def _check_fetch(self) -> None:
-        """Refuse reads in place of what no load can reach."""
+        """Refuse reads in place of what no load can reach, and attention on cores away from the memory they share."""
+        if self.placement.fetch == "cpu" and self.placement.kv_tier not in ("dram", "hbm"):
+            raise ConfigError(
+                f"found fetch cpu from tier {self.placement.kv_tier}, expected kv_tier: dram, the memory of the cores"
+            )
+        if self.placement.fetch in ("staged", "cpu"):
+            for site in self.sites.get(self.placement.kv_tier, ()):
+                self._host(site).working()
         if self.placement.fetch != "zero_copy":
             return
-        for tier, why in _NOT_ADDRESSABLE.items():
-            if tier in self.sites and (tier == self.placement.kv_tier or self.placement.site == "none"):
+        fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
+        for tier in sorted(fetched & set(self.sites)):
+            why = _not_addressable(self.sites[tier][0].devices[0])
+            if why:
                 raise ConfigError(f"found fetch zero_copy from tier {tier}, expected dma: {why}")
 
     def _scanners(self) -> Sequence[_Site[Store]] | Sequence[_Site[GpuDevice]]:
@@ -163,6 +171,8 @@ class Binder:
 
     def bind(self, plan: Plan) -> tuple[Bound, ...]:
         """Return the devices of the plan's program, row by row."""
+        scanned = plan.nbytes[plan.op == OPS.index("scan")].sum()
+        self.resident = self.gpu.keeps(int(scanned) // plan.steps)
         return tuple(self._bind_row(plan, i, name) for i, name in enumerate(plan.names))
 
     def _bind_row(self, plan: Plan, i: int, name: str) -> Bound:
@@ -172,7 +182,7 @@ class Binder:
             case "gemm":
                 return Bound(self._gemm(name), "gpu")
             case "attend" | "decode":
-                return Bound(self._attend(scattered=role == "cold"), "gpu")
+                return self._bind_cpu_attend() if away else Bound(self._attend(scattered=role == "cold"), "gpu")
             case "scan":
                 return self._bind_scan(int(plan.stage[i]), int(plan.request[i]), away=away)
             case "filter":
@@ -218,7 +228,7 @@ class Binder:
             return self._bind_near_scan(number, request)
         if away:
             return self._bind_cross()
-        return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
+        return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2, resident=self.resident), "gpu scan")
 
     def _bind_near_scan(self, number: int, request: int) -> Bound:
         sites = self.scanners
@@ -232,6 +242,10 @@ class Binder:
         stage = self.stages[number]
         where, heads = self.placement.site, self.model.q_per_kv
         jobs = [_scan_at(device, where, stage, heads, request) for device in site.devices]
+        return self._in_lockstep(jobs)
+
+    def _in_lockstep(self, jobs: Sequence[Job]) -> _Template:
+        """Return one flow that stands for those of equal devices, each with an equal part of every byte."""
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
         flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
@@ -272,7 +286,7 @@ class Binder:
 
         return self._template(site, site.spread(way), piece, _gate(site.devices[0]))
 
-    def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: FifoServer | None = None) -> _Template:
+    def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: Server | None = None) -> _Template:
         flow_class = self.machine.network.flow_class(leg.costs, weight * len(site.devices), writes=leg.writes)
         return flow_class, leg.latency_ps, server, leg.loads
 
@@ -299,9 +313,37 @@ class Binder:
             return join([device.read(piece, records), there, Leg((), there.latency_ps)])
 
         source, first = site.spread(way), site.devices[0]
+        if self.placement.fetch == "staged":
+            return self.gpu.copy_in(join([source, self._host(site).stage(here=first is self._host(site))]), piece)
         if isinstance(first, NvmeDevice):
             return self.gpu.receive(source), first.window
-        return self.gpu.copy_in(source, piece) if self.placement.fetch == "dma" else self.gpu.read_in_place(source)
+        if self.placement.fetch == "zero_copy":
+            return self.gpu.read_in_place(source)
+        return self.gpu.copy_in(source, piece)
+
+    def _host(self, site: _Site[Store]) -> HostCpuDevice:
+        """Return the host that KV of a tier lies in or passes."""
+        for node in (*site.devices, *site.routes[0].between):
+            if isinstance(node, HostCpuDevice):
+                return node
+        raise ConfigError(
+            f"found fetch {self.placement.fetch} from {site.name}, expected a host between it and the GPU"
+        )
+
+    def _bind_cpu_attend(self) -> Bound:
+        sites = self.sites[self.placement.kv_tier]
+
+        def make(row: Row) -> Job:
+            piece, work = rounded(row.nbytes / max(1, row.runs)), round(row.flops / max(1, row.nbytes), 3)
+            return _job(
+                row.nbytes, sites, [self._cpu_attend(site, piece, site.records(row.runs), work) for site in sites]
+            )
+
+        return Bound(make, f"{self.placement.kv_tier} attend")
+
+    def _new_cpu_attend(self, site: _Site[Store], piece: int, records: int, flops_per_byte: float) -> _Template:
+        hosts = [device for device in site.devices if isinstance(device, HostCpuDevice)]
+        return self._in_lockstep([host.attend(piece, records, flops_per_byte) for host in hosts])
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]
@@ -323,8 +365,17 @@ class Binder:
         return self._template(site, *self.gpu.copy_out(target, piece), _gate(first))
 
 
-def _gate(device: AnyStore) -> FifoServer | None:
-    """Return the queue that host transfers and kernels of a device share, if they exclude each other."""
+def _not_addressable(device: Store) -> str:
+    """Say why SMs cannot read a memory by loads, or nothing."""
+    if isinstance(device, NvmeDevice):
+        return "a drive has no memory that SMs could read"
+    return "a host transfer brings what lies there, no load does" if isinstance(device, UpmemDevice) else ""
+
+
+def _gate(device: AnyStore) -> Server | None:
+    """Return where the host's transfers wait for the kernels of a device, if both exclude each other."""
+    if isinstance(device, NearBankPimDevice):
+        return device.mode.shared
     return device.mram if isinstance(device, UpmemDevice) else None
 
 
@@ -332,7 +383,7 @@ def _engine(device: AnyStore, site: str) -> SketchFilter | None:
     """Return the engine of a device at a filter site, if it has one there."""
     if site == "cpu":
         return device.scorer if isinstance(device, HostCpuDevice) else None
-    return None if isinstance(device, UpmemDevice) else device.filter
+    return None if isinstance(device, UpmemDevice | NearBankPimDevice) else device.filter
 
 
 def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexStage]) -> None:
@@ -343,6 +394,13 @@ def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexSta
                 f"found filter {site} for a {widest}-bit index, expected at most {MOST_BITS} bits: "
                 "a DPU multiplies 8 x 8 bits"
             )
+    elif isinstance(device, NearBankPimDevice):
+        wrong = [stage.operand_bits for stage in stages if stage.operand_bits != device.part.operand_bits]
+        if wrong:
+            raise ConfigError(
+                f"found filter {site} for a {wrong[0]}-bit index on {scanner.name}, expected one of "
+                f"{device.part.operand_bits} bits: that is what its units multiply"
+            )
     elif _engine(device, site) is None:
         block = "core" if site == "cpu" else "filter"
         raise ConfigError(f"found filter {site} on {scanner.name}, expected a device with a {block}: block")
@@ -350,7 +408,7 @@ def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexSta
 
 def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int, request: int) -> Job:
     """Return the scan of one byte of an index where it lies."""
-    if isinstance(device, UpmemDevice):
+    if isinstance(device, UpmemDevice | NearBankPimDevice):
         return device.scan(stage, q_per_kv, 1)
     engine = _engine(device, site)
     assert engine is not None  # `_check_engine` has seen to it

@@ -78,7 +78,7 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
         if run.prefetch is not None:
             held = min(run.prefetch.tokens, stored) * (1 if run.prefetch.by == "layer_ahead" else run.prefetch.ahead)
             add("hbm", heads * held * token_bytes)
-        if run.fetch == "dma":
+        if run.fetch in ("dma", "staged"):
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
     for stage in index_stages(run.policy, model.head_dim, model.kv_heads):
         add(run.index_tier, heads * stage.nbytes(-(-stored // stage.unit_tokens)))

@@ -30,6 +30,8 @@ _BINS = 256
 _BIN_BYTES = 4
 _THRESHOLD_BYTES = 4
 """What the histogram of the scores of one query head has, and what the GPU answers with."""
+_FP16_BYTES = 2
+_PARTIAL_BYTES = 4
 _QUERY_BITS = 8
 """Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
@@ -335,6 +337,9 @@ class _Program:
     # --- what survives ---
 
     def _reads(self) -> Iterator[Work]:
+        if self.placement.fetch == "cpu":
+            yield from self._attend_away()
+            return
         moved = self.sizes.fetched
         for request, chunk in self._pieces():
             tokens = self._part(moved.tokens[request], chunk)
@@ -346,10 +351,32 @@ class _Program:
                 runs=runs, after=self._may_read(request, chunk),
             )  # fmt: skip
 
+    def _attend_away(self) -> Iterator[Work]:
+        """Send the queries; attend where the tokens lie; bring back an output, a maximum and a sum per query head."""
+        moved, heads = self.sizes.fetched, self.batch * self.model.q_heads
+        size = self.model.head_dim * _FP16_BYTES
+        yield Work(
+            "ask", "write", "cold", record_bytes=size, nbytes=heads * size, records=heads, runs=1, after=(("qkv", 0),),
+        )  # fmt: skip
+        for request, chunk in self._pieces():
+            tokens = self._part(moved.tokens[request], chunk)
+            name, busy = f"attend{request}.{chunk}", np.minimum(tokens, 1)
+            partial = self.model.q_heads * (self.model.head_dim + 2) * _PARTIAL_BYTES
+            yield Work(
+                name, "attend", "cold", request, stage=len(self.stages) or 1, record_bytes=moved.record_bytes,
+                nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
+                runs=np.minimum(self._part(self.sizes.runs[request], chunk), tokens),
+                flops=tokens * self._attention_flops(), after=(("ask", 0), *self._may_read(request, chunk)),
+            )  # fmt: skip
+            yield Work(
+                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1, record_bytes=partial,
+                nbytes=busy * partial, records=busy, runs=busy, after=((name, 0),),
+            )  # fmt: skip
+
     def _may_read(self, request: int, chunk: int) -> tuple[tuple[str, int], ...]:
         """A fetch waits for its ids; without a filter it runs ahead as far as the layer buffers reach."""
         if not self.stages:
-            return (("survivors", _BUFFERED_LAYERS),)
+            return (("survivors", _BUFFERED_LAYERS),) if self.placement.fetch != "cpu" else ()
         if self.placement.per_request:
             return ((f"filter{request}.{chunk}", 0),)
         return (("filter", 0),)
@@ -357,7 +384,9 @@ class _Program:
     def _attend_survivors(self) -> Work:
         """Attend what was read: from HBM, unless the SMs read it in place while fetching."""
         tokens, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
-        in_place = self.apart and self.placement.fetch == "zero_copy"
+        in_place = self.apart and self.placement.fetch in ("zero_copy", "cpu")
+        elsewhere = self.apart and self.placement.fetch == "cpu"
+        merged = self.batch * self.model.q_heads * self.model.head_dim * 2
         here, fetched = self.sizes.here, self.sizes.fetched
         role: Role = "hot" if self.apart else "cold"
         op: Op = "decode" if here.lossy or fetched.lossy or self.rebuild else "attend"
@@ -367,7 +396,8 @@ class _Program:
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
-            flops=tokens * (self._attention_flops() + self.rebuild), after=(*waits, ("hot", 0)),
+            flops=merged if elsewhere else tokens * (self._attention_flops() + self.rebuild),
+            after=(*waits, ("hot", 0)),
         )  # fmt: skip
 
     def _landed(self) -> Ints:

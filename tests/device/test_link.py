@@ -112,3 +112,9 @@ def test_a_switch_passes_its_bandwidth_to_all_together():
     for name in range(4):
         rig.flow(name, leg, GB)
     assert 4 * GB / (rig.run()[3] - leg.latency_ps) * PS == pytest.approx(1e12, rel=1e-6)
+
+
+def test_writes_to_the_host_reach_what_was_measured():
+    """55.2 GB/s device to host on an H100 (PCIe 5.0 x16)."""
+    took = alone_ps(link("pcie0", write=True), 10 * GB)
+    assert 10 * GB / took * PS == pytest.approx(55.2e9, rel=0.03)

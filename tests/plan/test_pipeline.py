@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, simulate, varied
 
+from ghostsim.errors import ConfigError
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.collect import moved, run_metrics, step_ms
 from ghostsim.plan.plan import OPS
@@ -19,6 +20,9 @@ SMALL = llama("layers=4")
 PLACEMENTS = {
     "full_hbm": ("full", HBM),
     "full_offload": ("full", OFFLOAD),
+    "full_staged": ("full", replace(OFFLOAD, fetch="staged")),
+    "full_cpu": ("full", replace(OFFLOAD, fetch="cpu")),
+    "ghostkv_cpu_attend": ("ghostkv", replace(OFFLOAD, fetch="cpu")),
     "full_zero_copy": ("full", replace(OFFLOAD, fetch="zero_copy")),
     "full_ssd": ("full", replace(HBM, kv_tier="ssd")),
     "int4": ("int4", HBM),
@@ -342,10 +346,54 @@ def test_copies_cost_hbm_twice_and_reads_in_place_not_at_all():
     assert bus[0] - bus[1] >= 2 * read
 
 
+def test_staged_copies_take_no_less_and_keep_the_cores_busy():
+    assert mean_ms("full_staged") >= mean_ms("full_offload")
+    few = ("devices.host0.cores=2",)
+    assert mean_ms("full_staged", sets=few) > 2 * mean_ms("full_offload", sets=few)
+
+
+def test_attention_on_the_cores_leaves_kv_where_it_is():
+    """Queries go down, an output with maximum and sum of every query head comes back; KV crosses no link."""
+    done = run("full_cpu")
+    said = {cause: int(steps.sum()) for cause, steps in moved(done.record.plan, done.record.bound)["pcie0"].items()}
+    layers, heads = 12, 3 * 32
+    assert said["kv"] == layers * heads * (128 + 2) * 4
+    assert said["write"] == layers * (heads * 128 * 2 + 3 * 8 * 512)
+    kv = done.record.plan.tier_bytes()["dram"]["kv"].sum()
+    assert kv - said["kv"] == run("full_offload").record.plan.tier_bytes()["dram"]["kv"].sum()
+
+
+def test_attention_on_the_cores_runs_at_the_rate_of_host_memory():
+    """267 GB/s in host memory against 55 GB/s over the link."""
+    ratio = mean_ms("full_offload", context=65536) / mean_ms("full_cpu", context=65536)
+    assert 3 < ratio < 267.4 / 54.7
+
+
+@pytest.mark.parametrize(
+    ("fetch", "tier", "sets", "message"),
+    [
+        ("cpu", "cxl", (), "found fetch cpu from tier cxl, expected kv_tier: dram"),
+        ("cpu", "dram", ("devices.host0.core=null",), "expected a core: block"),
+        ("staged", "dram", ("devices.host0.core=null",), "expected a core: block"),
+    ],
+)
+def test_work_for_cores_that_cannot_do_it_is_refused(fetch, tier, sets, message):
+    of = policy("full")
+    chosen = varied(of, SMALL, context=4096, batch=1, steps=1)
+    with pytest.raises(ConfigError, match=message):
+        simulate(chosen, of, SMALL, replace(HBM, kv_tier=tier, fetch=fetch), 1, sets=sets)
+
+
 def test_copies_beat_reads_in_place_of_host_memory():
     """As measured on PCIe 5.0: 55 against 35 GB/s."""
     ratio = mean_ms("full_zero_copy") / mean_ms("full_offload")
     assert ratio == pytest.approx(55.4 / 35.2, rel=0.08)
+
+
+def test_a_short_index_stays_in_l2_and_a_long_one_does_not():
+    """4 layers x 8 heads x 3 requests x 66 B: 5,900 tokens fit into 37.5 MB."""
+    used = [run("ghostkv_gpu", context=context).record.utilisation["gpu0.l2"] for context in (4096, 16384)]
+    assert used[0] > 0 == used[1]
 
 
 def test_offloaded_attention_is_limited_by_the_link():

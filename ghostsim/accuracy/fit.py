@@ -20,32 +20,33 @@ from ghostsim.accuracy.predict import SCHEMAS
 from ghostsim.accuracy.table import Measurement, read
 from ghostsim.devices.gpu_arch import gpu_spec
 from ghostsim.seeding import generator
-from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
+from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, SplitRule, decode_attention_us, gemm_us
 from ghostsim.timing.loaded import LatencyShape, latency_ns
 from ghostsim.timing.upmem import UPMEM_350MHZ
 
 Vector = npt.NDArray[np.float64]
 Model = Callable[[Vector], Vector]
+Whole = tuple[int, SplitRule, int]
 
 _ROBUST = 0.06
 """Relative error from which a row counts linearly instead of quadratically."""
 _STARTS = 4
 _STEPS = 60
 _EDGE = 1e-3
-_SLOTS_AND_SPLITS = {
-    ("sm_80", "vllm"): (2, 128),
-    ("sm_80", "sglang"): (1, 128),
-    ("sm_90", "vllm"): (1, 128),
-    ("sm_90", "sglang"): (1, 128),
-    ("sm_90", "trtllm_bf16"): (2, 128),
-    ("sm_90", "trtllm_bf16_mha"): (2, 128),
-    ("sm_90", "trtllm_fp8"): (2, 128),
-    ("sm_90", "trtllm_fp8_mha"): (2, 128),
-    ("sm_100", "vllm"): (2, 16),
-    ("sm_100", "trtllm_bf16"): (2, 16),
-    ("sm_100", "trtllm_fp8"): (2, 16),
+_WHOLE: Mapping[tuple[str, str], Whole] = {
+    ("sm_80", "vllm"): (2, "occupancy", 128),
+    ("sm_80", "sglang"): (1, "one_wave", 128),
+    ("sm_90", "vllm"): (1, "occupancy", 128),
+    ("sm_90", "sglang"): (1, "occupancy", 128),
+    ("sm_90", "trtllm_bf16"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_bf16_mha"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_fp8"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_fp8_mha"): (2, "occupancy", 128),
+    ("sm_100", "vllm"): (2, "occupancy", 16),
+    ("sm_100", "trtllm_bf16"): (2, "occupancy", 16),
+    ("sm_100", "trtllm_fp8"): (2, "occupancy", 16),
 }
-"""Whole-number constants, by trial: 1 or 2 work items per SM, at most 16 or 128 splits."""
+"""What is not fitted but found by trial: 1 or 2 work items per SM, the rule of splits, at most 16 or 128 of them."""
 _BORROWED: Mapping[str, str] = {"sm_89": "sm_80", "gfx942": "sm_90"}
 """Architectures without a measured table, and whose constants they take."""
 _LIKE = {
@@ -211,15 +212,15 @@ def _quantiles(errors: Vector) -> tuple[float, float]:
     return float(np.quantile(errors, 0.5)), float(np.quantile(errors, 0.9))
 
 
-def _attention_params(constants: Vector, whole: tuple[int, int]) -> AttentionParams:
+def _attention_params(constants: Vector, whole: Whole) -> AttentionParams:
     names = [field.name for field in fields(AttentionParams)]
-    slots, splits = whole
-    fitted = dict(zip(names[:-2], (float(value) for value in constants), strict=True))
-    return AttentionParams(**fitted, slots_per_sm=slots, max_splits=splits)
+    slots, rule, splits = whole
+    fitted = dict(zip(names[:-3], (float(value) for value in constants), strict=True))
+    return AttentionParams(**fitted, slots_per_sm=slots, split_rule=rule, max_splits=splits)
 
 
-def _attention_model(whole: tuple[int, int]) -> Build:
-    """Return the attention model with the whole-number constants `whole`."""
+def _attention_model(whole: Whole) -> Build:
+    """Return the attention model with the constants `whole` that are not fitted."""
 
     def build(rows: Sequence[Measurement]) -> Model:
         shapes = [(gpu_spec(gpu(row.part)), attention_shape(row.row)) for row in rows]
@@ -237,7 +238,7 @@ def _gemm_model(rows: Sequence[Measurement]) -> Model:
 
 def _by_family(rows: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
     """Group attention rows by architecture and family; one query head per KV head is a kernel of its own if fitted."""
-    groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _SLOTS_AND_SPLITS}
+    groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _WHOLE}
     for row in rows:
         arch, name = gpu(row.part).architecture.name, family(row.row)
         own = (arch, f"{name}_mha")
@@ -253,7 +254,7 @@ def fit_attention(rows: Sequence[Measurement]) -> dict[tuple[str, str], Fitted]:
         if name.endswith("_mha"):
             sibling = found[arch, name.removesuffix("_mha")].constants
             bounds = Bounds(bounds.low, bounds.high, np.clip(sibling, bounds.low, bounds.high), 0.01)
-        found[key] = _fit(group, _attention_model(_SLOTS_AND_SPLITS[key]), bounds, f"attention/{arch}/{name}", _HEADS)
+        found[key] = _fit(group, _attention_model(_WHOLE[key]), bounds, f"attention/{arch}/{name}", _HEADS)
     return found
 
 
@@ -306,8 +307,10 @@ def _block_lines(name: str, params: AttentionParams | GemmParams, source: str, c
     return [*lines, f'    source: "{source}"', f"    confidence: {confidence}"]
 
 
-def _entry(name: str, value: float) -> str:
+def _entry(name: str, value: float | str) -> str:
     """Return a constant as the catalogue writes it, with its unit."""
+    if isinstance(value, str):
+        return f"{name}: {value}"
     if name.endswith("_us"):
         return f'{name.removesuffix("_us")}: "{value:g} us"'
     return f'l2_bandwidth_per_sm: "{value / 1e9:g} GB/s"' if name == "l2_bytes_per_s_per_sm" else f"{name}: {value:g}"
@@ -335,7 +338,7 @@ def arch_text(
     borrowed = f"no measured table; the constants of {like}" if like else None
     lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", f"summary: kernel constants of {arch}", "attention:"]
     params = {
-        name: (_attention_params(fitted.constants, _SLOTS_AND_SPLITS[key, name]), fitted)
+        name: (_attention_params(fitted.constants, _WHOLE[key, name]), fitted)
         for (key, name), fitted in attention.items()
         if key == owner
     }

@@ -254,6 +254,7 @@ class AttentionKernel(Block):
     l2_bandwidth_per_sm: PositiveBandwidth
     l2_share: Positive
     slots_per_sm: Many
+    split_rule: Literal["one_wave", "occupancy"]
     max_splits: Many
 
 

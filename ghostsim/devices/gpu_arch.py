@@ -33,6 +33,7 @@ def attention_of(kernel: AttentionKernel) -> AttentionParams:
         l2_bytes_per_s_per_sm=kernel.l2_bandwidth_per_sm,
         l2_share=kernel.l2_share,
         slots_per_sm=kernel.slots_per_sm,
+        split_rule=kernel.split_rule,
         max_splits=kernel.max_splits,
     )
 

@@ -43,7 +43,7 @@ __all__ = [
 _SPAN_BYTES = 1 << 30
 _LINE_BYTES = 64
 _BANDWIDTH_BURSTS = 3000
-_GATHER_BURSTS = 3000
+_GATHER_BURSTS, _GATHER_DRAWN = 3000, 8000
 _LATENCY_BURSTS, _LATENCY_RECORDS, _LATENCY_MOST = 8000, 1000, 20_000
 _SOURCES = (sys.modules[__name__], dram_bank, dram_mapping, dram_timing, seeding)
 
@@ -360,7 +360,7 @@ def gather_makespan(
         closed_page=settings.page_policy == "closed",
         first_refresh=timing.nREFI if settings.refreshed and whole else NEVER,
     )
-    draws = min(64, max(4, _GATHER_BURSTS // total))
+    draws = min(64, max(4, _GATHER_DRAWN // total))
     ends = [
         _gather(timing, pattern, simulated, n_records, source, settings.mapping, seed + draw) for draw in range(draws)
     ]

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+SplitRule = Literal["one_wave", "occupancy"]
+"""How a kernel family decides into how many pieces keys are cut; see `kv_splits`."""
 
 _BLOCK_TOKENS = 128
 """Tokens of one key block of the attention kernels; also the shortest piece a split makes."""
@@ -60,6 +65,7 @@ class AttentionParams:
     """Share of the L2 capacity that keys and values can hold."""
     slots_per_sm: int
     """Work items that one SM holds."""
+    split_rule: SplitRule
     max_splits: int
     """Most pieces into which the keys of one (request, KV head) are split."""
 
@@ -136,10 +142,24 @@ class GemmSplit:
     flops_per_s: float
 
 
-def kv_splits(items: int, slots: int, kv_len: int, max_splits: int) -> int:
-    """Return into how many pieces the keys of one item are cut: as many as fit the slots in one wave."""
+@lru_cache(maxsize=1 << 14)
+def kv_splits(items: int, slots: int, kv_len: int, max_splits: int, rule: SplitRule = "one_wave") -> int:
+    """Return into how many pieces the keys of one item are cut.
+
+    ``one_wave`` (FlashInfer): as many as fit the slots in one wave. ``occupancy`` (flash-attention): one if the items
+    fill four fifths of the slots, else the fewest that occupy 85 % as much of their waves as the best number does.
+    """
     blocks = math.ceil(kv_len / _BLOCK_TOKENS)
-    return max(1, min(slots // items, blocks, max_splits))
+    if rule == "one_wave":
+        return max(1, min(slots // items, blocks, max_splits))
+    if items >= 0.8 * slots:
+        return 1
+    busy = [_occupied(items * splits / slots) for splits in range(1, min(max_splits, slots, blocks) + 1)]
+    return next(splits for splits, each in enumerate(busy, start=1) if each >= 0.85 * max(busy))
+
+
+def _occupied(waves: float) -> float:
+    return waves / math.ceil(waves)
 
 
 def _smooth_max(a: float, b: float, power: float) -> float:
@@ -153,7 +173,7 @@ def _stream_seconds(spec: GpuSpec, params: AttentionParams, shape: AttentionShap
     Full waves run at the reached bandwidth; the last one is limited by the SMs it occupies.
     """
     slots = spec.sms * params.slots_per_sm
-    splits = kv_splits(shape.items, slots, shape.kv_len, params.max_splits)
+    splits = kv_splits(shape.items, slots, shape.kv_len, params.max_splits, params.split_rule)
     pieces = shape.items * splits
     reached = params.hbm_efficiency * spec.hbm_bytes_per_s
     full, last = divmod(pieces, slots)

@@ -24,7 +24,7 @@ from ghostsim.trace.statistics import CLASSES, TOPS, TraceStatistics, head_class
 SEEDS = range(1, 6)
 STEPS = 128
 WINDOWS, WINDOW = 4, 8  # of steps, and steps in each
-CURVE_SEEDS, LENGTH = range(1, 4), (4096, 128)
+CURVE_SEEDS, LENGTH = range(1, 3), (4096, 128)
 LIMIT, POINTS = 0.10, 0.05
 ENERGIES = (8, 32)
 

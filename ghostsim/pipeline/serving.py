@@ -177,7 +177,7 @@ class Server:
         self.busy_ps = 0
         self.conflict: Mapping[Way, float] = {}
         self.ended: dict[int, simpy.Event] = {}
-        self.log = Log(tuple(memory.capacity))
+        self.log = Log(tuple(dict.fromkeys((*memory.capacity, *(cache.below if cache else ())))))
         self.sleeper: simpy.Event | None = None
         env.process(self._serve())
 
@@ -193,6 +193,7 @@ class Server:
             return event
         self.log.count(job.arrival_ps, 1)
         self.waiting.append(job)
+        self._note()
         if len(self.active) < self.max_batch:
             self._wake()
         return event
@@ -216,10 +217,14 @@ class Server:
             self.sleeper.succeed()
 
     def _note(self) -> None:
-        home = self.memory.home
-        cached = self.cache.home_bytes if self.cache else 0
-        sizes = (self.used[tier] + (cached if tier == home else 0) for tier in self.log.tiers)
+        sizes = (self.used[tier] + self._cached(tier) for tier in self.log.tiers)
         self.log.rows.append((int(self.env.now), len(self.waiting), len(self.active), *sizes))
+
+    def _cached(self, tier: str) -> int:
+        """Return the bytes of kept blocks in a tier."""
+        if self.cache is None:
+            return 0
+        return self.cache.home_bytes if tier == self.memory.home else self.cache.tier_bytes(tier)
 
     # --- admission ---
 
@@ -238,6 +243,7 @@ class Server:
         need = Counter(self.memory.need(tokens))
         if self.cache is not None:
             self.cache.hold(at_home)
+            self.cache.touch(found, ids)
             need[self.memory.home] -= len(at_home) * self.cache.block_bytes
         ready = self._take(job, need)
         if ready is None:
@@ -252,7 +258,7 @@ class Server:
         """Take bytes for a request; return when they are free, none if there is no room."""
         home, lacking = self.memory.home, 0
         for tier, nbytes in need.items():
-            cached = self.cache.home_bytes if self.cache and tier == home else 0
+            cached = self._cached(tier) if tier == home else 0
             short = self.used[tier] + cached + nbytes - self.memory.capacity[tier]
             if short > (self.cache.free_bytes if self.cache and tier == home else 0):
                 return None

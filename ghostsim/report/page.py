@@ -22,6 +22,7 @@ from ghostsim.report.facts import facts_of
 from ghostsim.report.figure import Figure, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
 from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
+from ghostsim.report.figures_serving import goodput, latency_shares, memory_over_time, queues_over_time
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
@@ -90,7 +91,10 @@ def write_text(path: Path, text: str) -> None:
 
 def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, list[Figure]]]:
     chosen = found.label
+    figures = (goodput, latency_shares, queues_over_time, memory_over_time) if run.requests else ()
+    serving: list[Figure | None] = [figure(run) for figure in figures]
     sections: list[tuple[str, list[Figure | None]]] = [
+        *([("Serving", serving)] if serving else []),
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
         (
             "Quality",
@@ -105,7 +109,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
         ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run)]),
         ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
     ]
-    return [(name, [figure for figure in figures if figure]) for name, figures in sections]
+    return [(name, [figure for figure in some if figure]) for name, some in sections]
 
 
 def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:

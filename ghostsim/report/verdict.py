@@ -95,6 +95,11 @@ def verdict(metrics: Mapping[str, Any], facts: Facts | None = None) -> Verdict:
     )
 
 
+def serving_runs(metrics: Mapping[str, Any]) -> Runs:
+    """Return the runs that serve requests."""
+    return {label: run for label, run in metrics["runs"].items() if run.get("serving")}
+
+
 def contender(metrics: Mapping[str, Any]) -> str:
     """Return the label that the heading is about: the fastest sound GhostKV run, else the next best kind of run."""
     runs: Runs = metrics["runs"]
@@ -239,8 +244,36 @@ def _limit_text(run: Run) -> str:
 
 def _sentences(metrics: Mapping[str, Any], label: str, facts: Facts) -> list[str]:
     runs: Runs = metrics["runs"]
-    found = [_fastest(runs, label, facts), _placed_otherwise(runs, label), _moved(runs, label), _lossy(runs, facts)]
+    found = [
+        served(metrics, label),
+        _fastest(runs, label, facts),
+        _placed_otherwise(runs, label),
+        _moved(runs, label),
+        _lossy(runs, facts),
+    ]
     return [sentence for sentence in found if sentence]
+
+
+def served(metrics: Mapping[str, Any], label: str) -> str:
+    """Say which run serves most requests within the promise, and how the contender does."""
+    runs = serving_runs(metrics)
+    if not runs:
+        return ""
+    best = max(runs, key=lambda name: runs[name]["serving"]["goodput_per_s"])
+    text = f"Serving: {_goodput_text(runs, best, 'serves most requests in time')}"
+    return text + (f"; {_goodput_text(runs, label, 'serves')}." if label in runs and label != best else ".")
+
+
+def _goodput_text(runs: Runs, label: str, verb: str) -> str:
+    found = runs[label]["serving"]
+    if not found["goodput_per_s"]:
+        return f"{label} serves none in time ({_ttft_text(found)})"
+    kept = f"{number(found['goodput_per_s'])}/s, {share(found['slo_share'])} of all"
+    return f"{label} {verb} ({kept}; {_ttft_text(found)})"
+
+
+def _ttft_text(found: Mapping[str, Any]) -> str:
+    return f"first token p95 {number(found['ttft_ms']['p95'])} ms, {number(found['tpot_ms']['p95'])} ms per token"
 
 
 def _fastest(runs: Runs, label: str, facts: Facts) -> str:

@@ -393,6 +393,7 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         policy=run.policy.name,
         platform=run.platform,
         batch=fits.batch,
+        gpus=run.tensor_parallel.gpus if run.tensor_parallel else 1,
         plan=plan,
         bound=bound,
         times=times,

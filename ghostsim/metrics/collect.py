@@ -31,6 +31,8 @@ class Record:
     policy: str
     platform: Platform
     batch: int
+    gpus: int
+    """Equal GPUs in step; bytes and capacities are those of one, energy is that of all."""
     plan: Plan
     bound: Sequence[Bound]
     times: Times
@@ -106,7 +108,7 @@ def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, f
         filter_macs=scan_flops // 2 if near and plan.tiers["index"] == "cxl" else 0,
         pim_busy_s=sum(busy) * end_s,
         elapsed_s=elapsed_s,
-        tokens=record.batch * plan.steps,
+        tokens=record.batch * plan.steps / record.gpus,
     )
 
 

@@ -30,7 +30,7 @@ def energy_mj_per_token(
     filter_macs: int,
     pim_busy_s: float,
     elapsed_s: float,
-    tokens: int,
+    tokens: float,
 ) -> dict[str, float]:
     """Return millijoules per token by component.
 

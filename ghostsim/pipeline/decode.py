@@ -11,7 +11,7 @@ from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.pipeline.binding import Binder, Bound
-from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed
+from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.placement import Placement, place
@@ -52,7 +52,7 @@ def decode(
         Time that rows of every layer take besides their own, by name.
     """
     machine, env, network = machine_of(run)
-    placement = placement_of(run)
+    placement, selection = placement_of(run), own_heads(run, selection)
     plan = place(selection, run.policy, model, placement, batch)
     bound = Binder(machine, model, placement, selection.stages, batch).bind(plan)
     late = dict.fromkeys(REDUCED, all_reduce_ps(run, model, batch)) | dict(late_ps or {})

@@ -8,6 +8,7 @@ the end of a transfer cuts short at the next iteration's end.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,21 @@ class Channel:
         self.free_ps = max(now_ps, self.free_ps) + took
         self.nbytes += nbytes
         return self.free_ps
+
+
+def step_stretch(met: float, batch: int) -> float:
+    """Return how much longer a decode step takes beside a transfer that meets its fetches a share `met` of the time.
+
+    Each of `batch` requests fetches for itself and has as much outstanding as the transfer: where they meet, the
+    transfer gets one share in ``batch + 1``.
+    """
+    return 1 + met / max(1, batch)
+
+
+def transfer_stretch(met: float, batch: int) -> float:
+    """Return how much longer the transfer takes; together they use the resource as before, `step_stretch` apart."""
+    share = met / max(1, batch)
+    return (1 + share) / (1 - met + share)
 
 
 @dataclass
@@ -275,7 +291,8 @@ class Server:
         return ready
 
     def _send(self, way: Way, nbytes: int) -> int:
-        return self.channels[way].send(nbytes, int(self.env.now), 1 + self.conflict.get(way, 0.0))
+        slower = transfer_stretch(self.conflict.get(way, 0.0), len(self.decoding))
+        return self.channels[way].send(nbytes, int(self.env.now), slower)
 
     def _start(self, job: Job, found: Sequence[str], ids: Sequence[int], ready_ps: int) -> None:
         """Load what is in tiers below, and prefill when it is there."""
@@ -338,8 +355,9 @@ class Server:
         parts = [(tokens, job.done) for job, tokens in chunks]
         times, self.conflict = self.costs(len(self.decoding), contexts, parts)
         now = int(self.env.now)
-        slower = 1 + sum(share for way, share in self.conflict.items() if self.channels[way].free_ps > now)
-        ends = now + np.cumsum(times if slower == 1 else np.rint(times * slower).astype(np.int64))
+        meeting = [share for way, share in self.conflict.items() if self.channels[way].free_ps > now]
+        slower = math.prod(step_stretch(share, len(self.decoding)) for share in meeting)
+        ends = now + np.cumsum(times if not meeting else np.rint(times * slower).astype(np.int64))
         yield from self._until(int(ends[-1]), alone=count == 1)
         over = int(np.searchsorted(ends, int(self.env.now))) + 1
         if int(self.env.now) < int(ends[over - 1]):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ghostsim.report.figure import DASHES, PALETTE, Figure, Table, Trace, View, axis, fill, plot, rows_axis, short
 from ghostsim.report.store import RunFolder, Steps
-from ghostsim.report.verdict import TIERS, Runs, serving_runs
+from ghostsim.report.verdict import TIERS, Runs
+from ghostsim.report.verdict_serving import serving_runs
 from ghostsim.report.words import number, share, size
 
 _MOST_POINTS = 400

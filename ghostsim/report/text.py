@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ghostsim.report.facts import facts_of
 from ghostsim.report.store import load_run
-from ghostsim.report.verdict import TIERS, Facts, limit, served, verdict
+from ghostsim.report.verdict import TIERS, Facts, limit, verdict
 from ghostsim.report.words import number, share, size
 
 _WIDTH = 120
@@ -59,10 +59,8 @@ def summary_text(folder: Path) -> str:
     run = load_run(folder)
     facts = facts_of(run)
     found = verdict(run.metrics, facts)
-    serving = served(run.metrics, found.label)
     paragraphs = [
         found.heading,
-        *([serving] if serving else []),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
     console = Console(file=io.StringIO(), width=_TABLE_WIDTH, color_system=None, highlight=False, markup=False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ghostsim.report.verdict_serving import serving_heading, serving_summary
 from ghostsim.report.words import at_most, listing, number, plural, share, times
 
 _EVEN = 0.02
@@ -78,26 +79,25 @@ def verdict(metrics: Mapping[str, Any], facts: Facts | None = None) -> Verdict:
     """Say what a run found.
 
     The heading is about the fastest sound GhostKV run (`contender`) against every baseline: by the p95 of the
-    step where batches are equal, else by tokens/s.
+    step where batches are equal, else by tokens/s. Where runs serve requests it is about who serves most of them in
+    time, and the step comes after.
     """
     facts = facts or Facts()
     runs: Runs = metrics["runs"]
     label = contender(metrics)
     duels = [_Duel(metrics, baseline, label) for baseline in metrics.get("compare", {}) if baseline != label]
     pays = all(duel.wins for duel in duels) if duels else None
+    step = " ".join([_outcome(runs, label, duels, pays), _price(runs, label, facts, pays)])
+    serving = serving_heading(metrics, label)
+    sentences = _sentences(metrics, label, facts)
     return Verdict(
-        heading=" ".join([_outcome(runs, label, duels, pays), _price(runs, label, facts, pays)]),
-        sentences=_sentences(metrics, label, facts),
+        heading=serving or step,
+        sentences=[f"The decode step alone: {step}", *sentences] if serving else sentences,
         warnings=_warnings(runs, facts),
         label=label,
         pays=pays,
-        summary=_summary(metrics, label, duels, facts),
+        summary=_summary(metrics, label, duels, facts) | serving_summary(metrics, label),
     )
-
-
-def serving_runs(metrics: Mapping[str, Any]) -> Runs:
-    """Return the runs that serve requests."""
-    return {label: run for label, run in metrics["runs"].items() if run.get("serving")}
 
 
 def contender(metrics: Mapping[str, Any]) -> str:
@@ -245,35 +245,12 @@ def _limit_text(run: Run) -> str:
 def _sentences(metrics: Mapping[str, Any], label: str, facts: Facts) -> list[str]:
     runs: Runs = metrics["runs"]
     found = [
-        served(metrics, label),
         _fastest(runs, label, facts),
         _placed_otherwise(runs, label),
         _moved(runs, label),
         _lossy(runs, facts),
     ]
     return [sentence for sentence in found if sentence]
-
-
-def served(metrics: Mapping[str, Any], label: str) -> str:
-    """Say which run serves most requests within the promise, and how the contender does."""
-    runs = serving_runs(metrics)
-    if not runs:
-        return ""
-    best = max(runs, key=lambda name: runs[name]["serving"]["goodput_per_s"])
-    text = f"Serving: {_goodput_text(runs, best, 'serves most requests in time')}"
-    return text + (f"; {_goodput_text(runs, label, 'serves')}." if label in runs and label != best else ".")
-
-
-def _goodput_text(runs: Runs, label: str, verb: str) -> str:
-    found = runs[label]["serving"]
-    if not found["goodput_per_s"]:
-        return f"{label} serves none in time ({_ttft_text(found)})"
-    kept = f"{number(found['goodput_per_s'])}/s, {share(found['slo_share'])} of all"
-    return f"{label} {verb} ({kept}; {_ttft_text(found)})"
-
-
-def _ttft_text(found: Mapping[str, Any]) -> str:
-    return f"first token p95 {number(found['ttft_ms']['p95'])} ms, {number(found['tpot_ms']['p95'])} ms per token"
 
 
 def _fastest(runs: Runs, label: str, facts: Facts) -> str:

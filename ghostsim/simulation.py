@@ -29,7 +29,7 @@ from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
 from ghostsim.pipeline.decode import bind, decode, machine_of, placement_of
 from ghostsim.pipeline.executor import Executor, Times
-from ghostsim.pipeline.parallel import own_model
+from ghostsim.pipeline.parallel import own_heads, own_model
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
@@ -432,7 +432,7 @@ def _run(
     """Simulate one run on a machine of its own."""
     ahead = None
     if foreseen is not None and run.prefetch is not None:
-        ahead = ahead_of(foreseen, selection, run.prefetch, fits.batch)
+        ahead = ahead_of(foreseen, own_heads(run, selection), run.prefetch, fits.batch)
     ready = decode(run, own_model(run, model), selection, fits.batch, ahead=ahead)
     env, network, plan, bound = ready.env, ready.network, ready.plan, ready.bound
     probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
@@ -444,6 +444,7 @@ def _run(
         policy=run.policy.name,
         platform=run.platform,
         batch=fits.batch,
+        gpus=run.tensor_parallel.gpus if run.tensor_parallel else 1,
         plan=plan,
         bound=bound,
         times=times,

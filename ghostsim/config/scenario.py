@@ -167,7 +167,7 @@ def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
     label, _, figure = found[1].partition(".")
     if label not in labels:
         raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)
-    if figure not in FIGURES and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
+    if figure not in FIGURES and not (figure.partition(".")[0] in (*TABLES, "serving") and figure.partition(".")[2]):
         close = difflib.get_close_matches(figure, FIGURES, 1, 0.5) or ["quality.lost_mass.max"]
         message = f"found {found[1]!r}, which is no number of metrics.json, expected one, e.g. '{label}.{close[0]}'"
         raise MisfitError(message, "require", index)

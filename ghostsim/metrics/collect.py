@@ -35,6 +35,8 @@ class Record:
     policy: str
     platform: Platform
     batch: int
+    gpus: int
+    """Equal GPUs in step; bytes and capacities are those of one, energy is that of all."""
     plan: Plan
     bound: Sequence[Bound]
     times: Times
@@ -106,9 +108,8 @@ def run_metrics(record: Record) -> dict[str, Any]:
 
 
 def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, float]:
-    return energy_mj_per_token(
-        record.platform, activity(record, bytes_moved, elapsed_s), record.batch * record.plan.steps
-    )
+    tokens = record.batch * record.plan.steps / record.gpus
+    return energy_mj_per_token(record.platform, activity(record, bytes_moved, elapsed_s), tokens)
 
 
 def activity(record: Record, bytes_moved: Bytes, elapsed_s: float) -> Activity:

@@ -76,7 +76,7 @@ def energy_pj(platform: Platform, did: Activity) -> dict[str, float]:
     return spent
 
 
-def energy_mj_per_token(platform: Platform, did: Activity, tokens: int) -> dict[str, float]:
+def energy_mj_per_token(platform: Platform, did: Activity, tokens: float) -> dict[str, float]:
     """Return millijoules per token by component, as `energy_pj` has them."""
     return {name: picojoules / _PJ_PER_MJ / tokens for name, picojoules in energy_pj(platform, did).items()}
 

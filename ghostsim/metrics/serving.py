@@ -113,7 +113,7 @@ def serving_metrics(served: Served) -> dict[str, Any]:
             for tier in dict.fromkeys(tier for tier, _ in server.channels)
         },
         "kv_bytes_mean": _mean_sizes(served),
-        "kv_capacity_bytes": dict(server.memory.capacity),
+        "kv_capacity_bytes": dict(server.memory.capacity) | _room_below(served),
         "step_surface": dict(served.surface),
     }
 
@@ -134,6 +134,11 @@ def _prefix(served: Served, done: Sequence[Job]) -> dict[str, Any] | None:
         "evicted_blocks": cache.counts["evicted"],
         "dropped_blocks": cache.counts["dropped"],
     }
+
+
+def _room_below(served: Served) -> dict[str, int]:
+    cache = served.server.cache
+    return {} if cache is None else {tier: blocks * cache.block_bytes for tier, blocks in cache.room.items()}
 
 
 def _mean_sizes(served: Served) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.pipeline.binding import Binder, Bound
-from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed
+from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import IndexStage, Selection
 from ghostsim.policy.placement import Placement, place
@@ -59,7 +59,7 @@ def decode(
     ahead
         What is fetched before it is asked for.
     """
-    plan = place(selection, run.policy, model, placement_of(run), batch, ahead)
+    plan = place(own_heads(run, selection), run.policy, model, placement_of(run), batch, ahead)
     return bind(run, model, plan, selection.stages, batch, late_ps=late_ps)
 
 

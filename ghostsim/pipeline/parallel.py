@@ -11,6 +11,7 @@ from ghostsim.devices.job import Job
 from ghostsim.engine.clock import PS_PER_S, whole_ps
 from ghostsim.errors import ConfigError
 from ghostsim.pipeline.binding import Bound, Maker, Row
+from ghostsim.plan.selection import Selection
 
 REDUCED = ("output", "down")
 """Matrix products whose results are partial sums on each GPU."""
@@ -35,6 +36,14 @@ def shard(model: Model, gpus: int) -> Model:
 def own_model(run: Run, model: Model) -> Model:
     """Return what each GPU of a run holds of a model."""
     return shard(model, run.tensor_parallel.gpus) if run.tensor_parallel else model
+
+
+def own_heads(run: Run, selection: Selection) -> Selection:
+    """Return the reads of the first GPU's KV heads, which stand for those of all."""
+    if run.tensor_parallel is None:
+        return selection
+    heads = selection.unit_of.shape[2] // run.tensor_parallel.gpus
+    return replace(selection, unit_of=selection.unit_of[:, :, :heads])
 
 
 def all_reduce_ps(run: Run, model: Model, tokens: int) -> int:

@@ -44,8 +44,8 @@ class PrefixCache:
         return len(self.free) * self.block_bytes
 
     def tier_bytes(self, tier: str) -> int:
-        """Bytes of the blocks in a tier below."""
-        return len(self.below[tier]) * self.block_bytes
+        """Bytes of the blocks in a tier below, 0 if it is none."""
+        return len(self.below.get(tier, ())) * self.block_bytes
 
     def find(self, ids: Sequence[int]) -> list[str]:
         """Return the tiers of the leading blocks that are in some tier, the highest of each."""
@@ -84,9 +84,12 @@ class PrefixCache:
         return new
 
     def count(self, found: Sequence[str], ids: Sequence[int]) -> None:
-        """Count a prompt's look-up, and make its blocks in tiers below the most recent ones."""
+        """Count the look-up of a prompt that is admitted."""
         self.hits.update(found)
         self.counts["missed"] += len(ids) - len(found)
+
+    def touch(self, found: Sequence[str], ids: Sequence[int]) -> None:
+        """Make blocks in tiers below the most recent ones."""
         for block, tier in reversed(list(zip(ids, found, strict=False))):
             if tier:
                 self.below[tier].move_to_end(block)

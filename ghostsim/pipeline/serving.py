@@ -8,6 +8,7 @@ the end of a transfer cuts short at the next iteration's end.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,21 @@ class Channel:
         return self.free_ps
 
 
+def step_stretch(met: float, batch: int) -> float:
+    """Return how much longer a decode step takes beside a transfer that meets its fetches a share `met` of the time.
+
+    Each of `batch` requests fetches for itself and has as much outstanding as the transfer: where they meet, the
+    transfer gets one share in ``batch + 1``.
+    """
+    return 1 + met / max(1, batch)
+
+
+def transfer_stretch(met: float, batch: int) -> float:
+    """Return how much longer the transfer takes; together they use the resource as before, `step_stretch` apart."""
+    share = met / max(1, batch)
+    return (1 + share) / (1 - met + share)
+
+
 @dataclass
 class Log:
     """State after every event, and the exact integral of the number in the system."""
@@ -177,7 +193,7 @@ class Server:
         self.busy_ps = 0
         self.conflict: Mapping[Way, float] = {}
         self.ended: dict[int, simpy.Event] = {}
-        self.log = Log(tuple(memory.capacity))
+        self.log = Log(tuple(dict.fromkeys((*memory.capacity, *(cache.below if cache else ())))))
         self.sleeper: simpy.Event | None = None
         env.process(self._serve())
 
@@ -193,6 +209,7 @@ class Server:
             return event
         self.log.count(job.arrival_ps, 1)
         self.waiting.append(job)
+        self._note()
         if len(self.active) < self.max_batch:
             self._wake()
         return event
@@ -216,10 +233,14 @@ class Server:
             self.sleeper.succeed()
 
     def _note(self) -> None:
-        home = self.memory.home
-        cached = self.cache.home_bytes if self.cache else 0
-        sizes = (self.used[tier] + (cached if tier == home else 0) for tier in self.log.tiers)
+        sizes = (self.used[tier] + self._cached(tier) for tier in self.log.tiers)
         self.log.rows.append((int(self.env.now), len(self.waiting), len(self.active), *sizes))
+
+    def _cached(self, tier: str) -> int:
+        """Return the bytes of kept blocks in a tier."""
+        if self.cache is None:
+            return 0
+        return self.cache.home_bytes if tier == self.memory.home else self.cache.tier_bytes(tier)
 
     # --- admission ---
 
@@ -238,6 +259,7 @@ class Server:
         need = Counter(self.memory.need(tokens))
         if self.cache is not None:
             self.cache.hold(at_home)
+            self.cache.touch(found, ids)
             need[self.memory.home] -= len(at_home) * self.cache.block_bytes
         ready = self._take(job, need)
         if ready is None:
@@ -252,7 +274,7 @@ class Server:
         """Take bytes for a request; return when they are free, none if there is no room."""
         home, lacking = self.memory.home, 0
         for tier, nbytes in need.items():
-            cached = self.cache.home_bytes if self.cache and tier == home else 0
+            cached = self._cached(tier) if tier == home else 0
             short = self.used[tier] + cached + nbytes - self.memory.capacity[tier]
             if short > (self.cache.free_bytes if self.cache and tier == home else 0):
                 return None
@@ -269,7 +291,8 @@ class Server:
         return ready
 
     def _send(self, way: Way, nbytes: int) -> int:
-        return self.channels[way].send(nbytes, int(self.env.now), 1 + self.conflict.get(way, 0.0))
+        slower = transfer_stretch(self.conflict.get(way, 0.0), len(self.decoding))
+        return self.channels[way].send(nbytes, int(self.env.now), slower)
 
     def _start(self, job: Job, found: Sequence[str], ids: Sequence[int], ready_ps: int) -> None:
         """Load what is in tiers below, and prefill when it is there."""
@@ -332,8 +355,9 @@ class Server:
         parts = [(tokens, job.done) for job, tokens in chunks]
         times, self.conflict = self.costs(len(self.decoding), contexts, parts)
         now = int(self.env.now)
-        slower = 1 + sum(share for way, share in self.conflict.items() if self.channels[way].free_ps > now)
-        ends = now + np.cumsum(times if slower == 1 else np.rint(times * slower).astype(np.int64))
+        meeting = [share for way, share in self.conflict.items() if self.channels[way].free_ps > now]
+        slower = math.prod(step_stretch(share, len(self.decoding)) for share in meeting)
+        ends = now + np.cumsum(times if not meeting else np.rint(times * slower).astype(np.int64))
         yield from self._until(int(ends[-1]), alone=count == 1)
         over = int(np.searchsorted(ends, int(self.env.now))) + 1
         if int(self.env.now) < int(ends[over - 1]):

@@ -24,6 +24,7 @@ from ghostsim.report.facts import facts_of
 from ghostsim.report.figure import Figure, Table, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
 from ghostsim.report.figures_hardware import capacity, cost, energy, over_time, utilisation
+from ghostsim.report.figures_serving import goodput, latency_shares, memory_over_time, queues_over_time
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
 from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
@@ -95,7 +96,10 @@ def write_text(path: Path, text: str) -> None:
 
 def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, list[Figure]]]:
     chosen = found.label
+    figures = (goodput, latency_shares, queues_over_time, memory_over_time) if run.requests else ()
+    serving: list[Figure | None] = [figure(run) for figure in figures]
     sections: list[tuple[str, list[Figure | None]]] = [
+        *([("Serving", serving)] if serving else []),
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
         ("Waiting", [waits(run, chosen), what_if(run), viability(run), prefetch(run)]),
         (
@@ -111,7 +115,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
         ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run), cost(run)]),
         ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
     ]
-    return [(name, [figure for figure in figures if figure]) for name, figures in sections]
+    return [(name, [figure for figure in some if figure]) for name, some in sections]
 
 
 def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -12,7 +14,8 @@ from ghostsim.errors import GhostsimError, UsageError
 if TYPE_CHECKING:
     from distributed import Client
 
-_CONNECT_S = 20
+_CONNECT_S = 10
+_ADDRESS = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:[0-9]{1,5}$")
 
 
 class WorkerLostError(Exception):
@@ -33,8 +36,16 @@ class _Cluster(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401
         """Return a future of `fn` on a worker."""
         future: Future[Any] = Future()
-        self._client.submit(fn, *args, pure=False, **kwargs).add_done_callback(lambda done: _hand_over(done, future))
+        self._client.submit(_as_parent, fn, *args, pure=False, **kwargs).add_done_callback(
+            lambda done: _hand_over(done, future)
+        )
         return future
+
+
+def _as_parent(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Call `fn` in a worker that may start processes, as evaluating a policy does: Dask marks its own as daemons."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # noqa: SLF001
+    return fn(*args, **kwargs)
 
 
 def _hand_over(done: Any, future: Future[Any]) -> None:  # noqa: ANN401
@@ -64,11 +75,13 @@ def cluster(scheduler: str) -> Iterator[Executor]:
         raise UsageError(
             "--scheduler: found no dask.distributed, expected it: pip install 'ghostsim[cluster]'"
         ) from None
+    if not _ADDRESS.match(scheduler):
+        raise UsageError(f"--scheduler: found {scheduler!r}, expected an address, e.g. tcp://HOST:8786")
     try:
         client = Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(
-            f"--scheduler: found no Dask scheduler at {scheduler!r} ({error}), expected its address, e.g. tcp://HOST:8786"
+            f"--scheduler: found no Dask scheduler at {scheduler} ({error}), expected one, e.g. at tcp://HOST:8786"
         ) from None
     with client:
         yield _Cluster(client)

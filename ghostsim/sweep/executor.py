@@ -85,8 +85,10 @@ def run_sweep(
         If `resume` finds no valid store.
     """
     effective = effective_sweep(sweep, sets)
+    crew = Crew(jobs, scheduler)
+    crew.check()
     open_store(out, effective.document, store.SWEEP, resume=resume)
-    return run_points(out, effective, Crew(jobs, scheduler), progress, reports=reports)
+    return run_points(out, effective, crew, progress, reports=reports)
 
 
 def open_store(out: Path, document: Mapping[str, Any], name: str, *, resume: bool) -> None:
@@ -174,6 +176,18 @@ class Crew:
     def __init__(self, jobs: int, scheduler: str | None = None) -> None:
         self.jobs = jobs or min(os.cpu_count() or 1, _MAX_JOBS)
         self.scheduler = scheduler
+
+    def check(self) -> None:
+        """Refuse a cluster that does not answer, before anything is written.
+
+        Raises
+        ------
+        UsageError
+            If Dask is not installed, or nothing answers at the address.
+        """
+        if self.scheduler is not None:
+            with self.executor():
+                pass
 
     def executor(self) -> AbstractContextManager[Executor]:
         """Return the executor, which ends with the context."""

@@ -128,6 +128,7 @@ def run_search(
         If `resume` finds no valid store.
     """
     _optuna()
+    crew.check()
     open_store(out, effective.document, store.SEARCH, resume=resume)
     return _Run(out.resolve(), effective, crew, progress or (lambda _: None)).run(out)
 

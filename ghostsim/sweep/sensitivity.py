@@ -102,6 +102,7 @@ def run_sensitivity(
     factor = search.sensitivity.factor
     changes = [each.times(by) for each in assumptions for by in (1 / factor, factor)]
     sweep = Sweep(scenario=search.scenario, runs=search.runs, list_=tuple(fixed | change for change in [{}, *changes]))
+    crew.check()
     open_store(out, effective.document, store.SEARCH, resume=resume)
     run_points(out, EffectiveSweep(effective.document, sweep), crew, progress)
     base, *changed = (_ratios(out, effective, settings, search.sensitivity.figure) for settings in sweep.list_)

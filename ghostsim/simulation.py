@@ -271,7 +271,7 @@ def _recorded_loss(
 
 
 def _placement(run: Run) -> Placement:
-    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result)
+    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result, run.archive_tier)
 
 
 def _machine(run: Run) -> tuple[Machine, CountingEnvironment, Network]:

@@ -62,6 +62,8 @@ class Run(Strict):
     workload: Workload
     kv_tier: Tier = "hbm"
     """Where KV outside the pins lives."""
+    archive_tier: Tier | None = None
+    """Where tokens that the policy archives live; none takes `kv_tier`."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
@@ -72,6 +74,13 @@ class Run(Strict):
     """Pieces in which a filter near memory hands over the survivors of one request."""
     result: Literal["ids", "bitmap"] = "bitmap"
     """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record."""
+
+    @model_validator(mode="after")
+    def _archive_has_tokens(self) -> Run:
+        if self.archive_tier is not None and self.policy.archive is None:
+            message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
+            raise MisfitError(message, "archive_tier")
+        return self
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:

@@ -26,7 +26,7 @@ from ghostsim.engine.server import FifoServer
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
-from ghostsim.policy.placement import REFIT, Placement
+from ghostsim.policy.placement import FROM_TIER, Placement
 
 
 class Row(NamedTuple):
@@ -105,10 +105,10 @@ class Binder:
         self.machine, self.model, self.placement, self.batch = machine, model, placement, batch
         self.stages = tuple(stages)
         self.gpu = machine.gpu
-        away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
+        away = dict.fromkeys((placement.kv_tier, placement.archive, *((placement.index_tier,) if stages else ())))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
         self._check_filter()
-        if placement.kv_tier == "ssd" and placement.fetch == "zero_copy":
+        if "ssd" in (placement.kv_tier, placement.archive) and placement.fetch == "zero_copy":
             raise ConfigError(
                 "found fetch zero_copy from tier ssd, expected dma: a drive has no memory that SMs could read"
             )
@@ -161,10 +161,10 @@ class Binder:
                 return self._bind_scan(int(plan.stage[i]), away=away)
             case "filter":
                 return self._bind_filter(name) if away else Bound(lambda row: self.gpu.select(row.flops), "gpu select")
-            case "migrate" if away and name == REFIT:
-                return self._bind_read()
+            case "migrate" if away and name in FROM_TIER:
+                return self._bind_read(tiers[role])
             case "read":
-                return self._bind_read()
+                return self._bind_read(tiers[role])
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])
@@ -242,15 +242,15 @@ class Binder:
 
     # --- between tiers ---
 
-    def _bind_read(self) -> Bound:
-        sites, copied = self.sites[self.placement.kv_tier], self.placement.fetch == "dma"
+    def _bind_read(self, tier: str) -> Bound:
+        sites, copied = self.sites[tier], self.placement.fetch == "dma"
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
             templates = [self._fetch(site, piece, site.records(row.runs), copied) for site in sites]
             return _job(row.nbytes, sites, templates)
 
-        return Bound(make, f"{self.placement.kv_tier} fetch", _shares(sites))
+        return Bound(make, f"{tier} fetch", _shares(sites))
 
     def _new_fetch(self, site: _Site, piece: int, records: int, copied: bool) -> _Template:
         def way(device: Store, route: Route) -> Leg:

@@ -28,8 +28,8 @@ _ID_BYTES = 4
 _QUERY_BITS = 8
 """Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
-REFIT = "refit"
-"""The row that reads keys to build an index again: a migration from its tier, not to it."""
+FROM_TIER = ("refit", "retire")
+"""Migrations from a tier, not to it: of keys that an index is built again from, and of tokens that are archived."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Placement:
     fetch: str
     chunks: int
     result: Result
+    archive_tier: str | None = None
+
+    @property
+    def archive(self) -> str:
+        """The tier of archived tokens."""
+        return self.archive_tier or self.kv_tier
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,14 @@ class _Sizes:
     """Selected tokens that are in HBM."""
     fetched: _Moved
     """Selected tokens that come from their tier."""
+    archived: _Moved
+    """Selected tokens that come from the archive."""
     hot: Ints
     cold: Ints
     read: Ints
     runs: Ints
+    archive: Ints
+    archive_runs: Ints
     state: Ints
     refit: Ints
     rewritten: Ints
@@ -82,12 +92,16 @@ class _Program:
         self.policy, self.model, self.placement, self.batch = policy, model, placement, batch
         self.requests = range(batch)
         self.stages = selection.stages
-        self.apart = placement.kv_tier != "hbm"
-        self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
+        selected = [stream for stream in selection.streams if stream.selected]
+        self.archives = any(stream.role == "archive" for stream in selected)
+        self.away = self.archives and placement.archive != "hbm"
+        only = all(stream.role == "archive" for stream in selected)
+        self.apart = placement.kv_tier != "hbm" and not only
+        self.sizes = _sum_over_heads(selection, batch, apart=self.apart, away=self.away)
         self.layers = selection.unit_of.shape[1]
         self.token_bytes = max(_clause_bytes(selection.streams).values())
         self.near_memory = bool(self.stages) and placement.site != "gpu"
-        self.selects = self.apart or bool(self.stages)
+        self.selects = self.apart or self.away or bool(self.stages)
 
     def rows(self) -> Iterator[Work]:
         """Yield the rows of one layer in the order in which they may start."""
@@ -99,7 +113,9 @@ class _Program:
         if self.stages:
             yield from self._near_scan() if self.near_memory else self._gpu_scan()
         if self.apart:
-            yield from self._reads()
+            yield from self._reads("read", "cold", self.sizes.fetched, self.sizes.runs)
+        if self.away:
+            yield from self._reads("resurrect", "archive", self.sizes.archived, self.sizes.archive_runs)
         if self.selects:
             yield self._attend_survivors()
         last = "survivors" if self.selects else "hot"
@@ -144,6 +160,8 @@ class _Program:
                 nbytes=leaving * self.token_bytes, records=leaving, runs=leaving,
                 after=(("qkv", 0), ("age", self.layers)),
             )  # fmt: skip
+        if self.away:
+            yield from self._retire()
         if self.stages:
             size = int(sum(stage.record_bytes / stage.unit_tokens for stage in self.stages))
             yield Work(
@@ -151,18 +169,34 @@ class _Program:
                 runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
 
+    def _retire(self) -> Iterator[Work]:
+        """Move the token that becomes archived, out of the cold tier if it was in another one."""
+        if self.apart and self.placement.archive == self.placement.kv_tier:
+            return
+        leaving = np.minimum(self.sizes.archive, self.model.kv_heads).sum(axis=0)
+        sizes = {"record_bytes": self.token_bytes, "nbytes": leaving * self.token_bytes}
+        if self.apart:
+            yield Work(
+                "retire", "migrate", "cold", **sizes, records=leaving, runs=leaving,
+                after=(("qkv", 0), ("retire", self.layers)),
+            )  # fmt: skip
+        yield Work(
+            "archive", "migrate", "archive", **sizes, records=leaving, runs=leaving,
+            after=(("retire" if self.apart else "qkv", 0), ("archive", self.layers)),
+        )  # fmt: skip
+
     def _refresh(self) -> Iterator[Work]:
         """Read the cold keys again and write new records; the scan goes on in the old ones meanwhile."""
         if not self.sizes.refit.any():
             return
         keys, nbytes = self.sizes.refit.sum(axis=0), self.sizes.rewritten.sum(axis=0)
         yield Work(
-            REFIT, "migrate", "cold", record_bytes=self._key_bytes, nbytes=keys, records=keys // self._key_bytes,
-            runs=np.minimum(keys, self.batch * self.model.kv_heads), after=(("qkv", 0), (REFIT, self.layers)),
+            "refit", "migrate", "cold", record_bytes=self._key_bytes, nbytes=keys, records=keys // self._key_bytes,
+            runs=np.minimum(keys, self.batch * self.model.kv_heads), after=(("qkv", 0), ("refit", self.layers)),
         )  # fmt: skip
         yield Work(
             "rewrite", "ghostify", "index", nbytes=nbytes, records=keys // self._key_bytes,
-            runs=np.minimum(nbytes, self.batch * self.model.kv_heads), after=((REFIT, 0), ("rewrite", self.layers)),
+            runs=np.minimum(nbytes, self.batch * self.model.kv_heads), after=(("refit", 0), ("rewrite", self.layers)),
         )  # fmt: skip
 
     @property
@@ -240,13 +274,12 @@ class _Program:
 
     # --- what survives ---
 
-    def _reads(self) -> Iterator[Work]:
-        moved = self.sizes.fetched
+    def _reads(self, name: str, role: Role, moved: _Moved, pieces: Ints) -> Iterator[Work]:
         for request, chunk in self._pieces():
             tokens = self._part(moved.tokens[request], chunk)
-            runs = np.minimum(self._part(self.sizes.runs[request], chunk), tokens)
+            runs = np.minimum(self._part(pieces[request], chunk), tokens)
             yield Work(
-                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1,
+                f"{name}{request}.{chunk}", "read", role, request, stage=len(self.stages) or 1,
                 record_bytes=moved.record_bytes, nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
                 runs=runs, after=self._may_read(request, chunk),
             )  # fmt: skip
@@ -261,12 +294,13 @@ class _Program:
 
     def _attend_survivors(self) -> Work:
         """Attend what was read: from HBM, unless the SMs read it in place while fetching."""
-        tokens, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
-        in_place = self.apart and self.placement.fetch == "zero_copy"
+        tokens, runs = self.sizes.read.sum(axis=0), (self.sizes.runs + self.sizes.archive_runs).sum(axis=0)
+        in_place = (self.apart or self.away) and self.placement.fetch == "zero_copy"
         here, fetched = self.sizes.here, self.sizes.fetched
-        role: Role = "hot" if self.apart else "cold"
-        op: Op = "decode" if here.lossy or fetched.lossy else "attend"
-        waits = tuple((f"read{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
+        role: Role = "hot" if self.apart or self.away else "cold"
+        op: Op = "decode" if here.lossy or fetched.lossy or self.sizes.archived.lossy else "attend"
+        names = [name for name, there in (("read", self.apart), ("resurrect", self.away)) if there]
+        waits = tuple((f"{name}{r}.{c}", 0) for name in names for r, c in self._pieces()) or (("filter", 0),)
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
@@ -275,8 +309,7 @@ class _Program:
 
     def _landed(self) -> Ints:
         """Return the bytes of the tokens that are attended from HBM after they came from their tier."""
-        landed = self.sizes.fetched.nbytes.sum(axis=0)
-        return np.asarray(landed if self.apart else np.zeros_like(landed))
+        return np.asarray(sum(each.nbytes.sum(axis=0) for each in (self.sizes.fetched, self.sizes.archived)))
 
     # --- arithmetic ---
 
@@ -307,7 +340,7 @@ def _stage_name(name: str, number: int) -> str:
     return f"{name}s{number}" if number else name
 
 
-def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
+def _sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool) -> _Sizes:
     rows = selection.unit_of[:batch]
 
     def per_request(values: Ints) -> Ints:
@@ -321,15 +354,19 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
         lossy = any(selection.streams[i].role == "warm" for i in of)
         return _Moved(tokens, nbytes, -(-int(nbytes.sum()) // max(1, int(tokens.sum()))), lossy)
 
-    near, here, fetched = _ways(selection.streams, selects=apart or bool(selection.stages), apart=apart)
+    selects = apart or away or bool(selection.stages)
+    near, here, fetched, archived = _ways(selection.streams, selects=selects, apart=apart, away=away)
     return _Sizes(
         near=tuple(moved(of) for of in near),
         here=moved(here),
         fetched=moved(fetched),
+        archived=moved(archived),
         hot=per_request(selection.hot_tokens),
         cold=per_request(selection.cold_tokens),
         read=per_request(selection.read_tokens),
         runs=per_request(selection.read_runs),
+        archive=per_request(selection.archive_tokens),
+        archive_runs=per_request(selection.archive_runs),
         state=per_request(selection.state_bytes),
         refit=per_request(selection.refit_bytes),
         rewritten=per_request(selection.rewritten_bytes),
@@ -338,18 +375,24 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
     )
 
 
-def _ways(streams: tuple[Stream, ...], *, selects: bool, apart: bool) -> tuple[list[list[int]], list[int], list[int]]:
+def _ways(
+    streams: tuple[Stream, ...], *, selects: bool, apart: bool, away: bool
+) -> tuple[list[list[int]], list[int], list[int], list[int]]:
     """Return the streams that are attended at once (as they are, dequantised), after selection, and after a fetch.
+
+    The last are those of an archive that is not in HBM.
 
     Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there.
     """
     at_once = [i for i, stream in enumerate(streams) if not (stream.selected and selects)]
     later = [i for i, stream in enumerate(streams) if stream.selected and selects]
-    cold = [i for i in later if streams[i].role == "cold"] or later
+    archived = [i for i in later if away and streams[i].role == "archive"]
+    rest = [i for i in later if i not in archived]
+    cold = [i for i in rest if streams[i].role == "cold"] or rest
     fetched = cold if apart else []
     plain = [i for i in at_once if streams[i].op != "decode"]
     lossy = [i for i in at_once if streams[i].op == "decode"]
-    return [of for of in (plain, lossy) if of], [i for i in later if i not in fetched], fetched
+    return [of for of in (plain, lossy) if of], [i for i in rest if i not in fetched], fetched, archived
 
 
 def place(selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> Plan:
@@ -369,6 +412,8 @@ def place(selection: Selection, policy: Policy, model: Model, placement: Placeme
     """
     program = _Program(selection, policy, model, placement, batch)
     tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": "hbm", "cold": placement.kv_tier}
+    if program.archives:
+        tiers["archive"] = placement.archive
     if program.stages:
         tiers["index"] = placement.index_tier
     return build(list(program.rows()), tiers, selection.steps, program.layers)

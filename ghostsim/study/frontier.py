@@ -163,7 +163,7 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
     def per_step(values: npt.NDArray[np.int64]) -> float:
         return float(weights @ values.mean(axis=1))
 
-    far = np.array([stream.role == "cold" for stream in selection.streams])
+    far = np.array([stream.op == "read" for stream in selection.streams])
     error = selection.output_error
     certified = selection.certified_mass
     return Point(

@@ -73,6 +73,8 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
         stream_tokens=tokens,
         stream_bytes=tokens * np.array([stream.record_bytes for stream in streams])[:, None, None],
         state_bytes=state_bytes(of.keep, 1) * (hot + read),
+        archive_tokens=np.zeros_like(read),
+        archive_runs=np.zeros_like(read),
         refit_bytes=np.zeros_like(read),
         rewritten_bytes=np.zeros_like(read),
         lost_mass=per_head,

@@ -29,7 +29,7 @@ from ghostsim.config.scores import (
     unit_of,
 )
 
-Role = Literal["hot", "warm", "cold"]
+Role = Literal["hot", "warm", "cold", "archive"]
 HeadClass = Literal["local", "retrieval", "dormant", "semantic memory"]
 
 
@@ -309,7 +309,8 @@ class Recover(Strict):
 class Keep(Strict):
     """What is stored, when that is decided, in which format, in which role.
 
-    A token that several clauses select is served by the first of them.
+    A token that several clauses select is served by the first of them. One in the `archive` has no record of its own:
+    the first stage of READ, balls of clusters, decides on it alone, and a cluster is read as a whole.
     """
 
     every: Clock = "step"
@@ -396,6 +397,25 @@ class Policy(Strict):
                 "decides on hot tokens alone: the softmax sum of decoded keys is no lower bound"
             )
         return self
+
+    @model_validator(mode="after")
+    def _archive_is_bounded_by_balls(self) -> Policy:
+        if self.archive is None:
+            return self
+        score = self.read.score
+        if not (isinstance(score, CentroidScore) and score.centroid.radius) or self.read.also or self.read.less:
+            raise ValueError(
+                "found a keep with role: archive, expected read to begin with score: {centroid: {radius: true}} and to "
+                "have no also or less: all that is known of an archived token is the ball of its cluster"
+            )
+        if self.read.speculate > 1 or self.read.cache is not None:
+            raise ValueError("found a keep with role: archive, expected read without speculate and cache")
+        return self
+
+    @property
+    def archive(self) -> int | None:
+        """The KEEP clause whose tokens are archived; None without one."""
+        return next((i for i, keep in enumerate(self.keep) if keep.role == "archive"), None)
 
     def selectors(self) -> Iterator[Selector]:
         """Yield every selector of the policy."""

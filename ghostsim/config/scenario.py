@@ -88,6 +88,8 @@ class Run(Strict):
     """GPUs that share every layer; figures of bytes and capacity are those of one of them."""
     kv_tier: Tier = "hbm"
     """Where KV outside the pins lives."""
+    archive_tier: Tier | None = None
+    """Where tokens that the policy archives live; none takes `kv_tier`."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
@@ -113,6 +115,13 @@ class Run(Strict):
             "expected a policy that selects by score, without a cache, and kv_tier other than hbm",
             "prefetch",
         )
+
+    @model_validator(mode="after")
+    def _archive_has_tokens(self) -> Run:
+        if self.archive_tier is not None and self.policy.archive is None:
+            message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
+            raise MisfitError(message, "archive_tier")
+        return self
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:

@@ -30,7 +30,7 @@ class Decode:
 
 def placement_of(run: Run) -> Placement:
     """Return where the parts of a run's policy live."""
-    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result)
+    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result, run.archive_tier)
 
 
 def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Machine, CountingEnvironment, Network]:

@@ -42,7 +42,7 @@ class Stream:
     """
 
     op: Literal["attend", "decode", "read", "migrate"]
-    role: Literal["hot", "warm", "cold"]
+    role: Literal["hot", "warm", "cold", "archive"]
     clause: int
     """The KEEP clause whose tokens these are; keys and values may be streams of their own."""
     selected: bool
@@ -78,7 +78,11 @@ class Selection:
     read_tokens: Ints
     """[U, S] cold tokens that are read."""
     read_runs: Ints
-    """[U, S] maximal runs of consecutive positions among the cold tokens that are read."""
+    """[U, S] maximal runs of consecutive positions among the cold tokens that are read, archived ones apart."""
+    archive_tokens: Ints
+    """[U, S] cold tokens that are archived."""
+    archive_runs: Ints
+    """[U, S] clusters whose archived tokens are read: they lie together in their tier."""
     scanned: Ints
     """[C, U, S] records that reach each index stage."""
     scan_bytes: Ints

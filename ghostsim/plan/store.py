@@ -22,7 +22,15 @@ _PLAIN = ("policy", "workload_hash", "stages", "streams")
 _BY_ROW = ("scanned", "scan_bytes", "stream_tokens", "stream_bytes")
 """Arrays whose first axis is not U."""
 
-_FURTHER = ("state_bytes", "refit_bytes", "rewritten_bytes", "needless_reads", "oracle_reads")
+_FURTHER = (
+    "archive_tokens",
+    "archive_runs",
+    "state_bytes",
+    "refit_bytes",
+    "rewritten_bytes",
+    "needless_reads",
+    "oracle_reads",
+)
 
 Array = npt.NDArray[Any]
 

@@ -43,6 +43,8 @@ from ghostsim.plan.selection import IndexStage, Stream
 from ghostsim.policy.cold import pins_of
 
 FP16_BYTES = 2
+FAR: tuple[Role, ...] = ("cold", "archive")
+"""Roles whose tokens are read from their tier before they are attended."""
 _NORM_BYTES = 2
 _ANCHOR_ID_BYTES = 2
 
@@ -141,7 +143,7 @@ class Part:
     @property
     def moves_all(self) -> bool:
         """Whether the own token comes from outside with the others, for want of pins."""
-        return self.role == "cold" and not self.exact_pins
+        return self.role in FAR and not self.exact_pins
 
     def pinned_bytes(self, tokens: int, d: int) -> int:
         """Return the bytes of `tokens` pinned ones."""
@@ -164,9 +166,9 @@ def parts_of(policy: Policy) -> tuple[Part, ...]:
     for i, keep in enumerate(policy.keep):
         k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
         together = roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format)
-        copies = pinned and "cold" in roles
+        copies = pinned and bool({*roles} & {*FAR})
         for sides, role in [((k, v), roles[0])] if together else [((k,), roles[0]), ((v,), roles[1])]:
-            cached = cache is not None and role == "cold"
+            cached = cache is not None and role in FAR
             recalled = cached and cache is not None and cache.misses == "migrate"
             parts.append(Part(i, sides, role, copies, cached, recalled))
     return tuple(parts)
@@ -180,9 +182,10 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         size = sum(side_bytes(side, d) for side in part.sides)
         op: Literal["attend", "decode"] = "attend" if plain else "decode"
         here = Stream(op, "hot" if plain else "warm", part.clause, selected=True, record_bytes=size)
-        far = Stream("migrate" if part.recalled else "read", "cold", part.clause, selected=True, record_bytes=size)
+        kind: Literal["cold", "archive"] = "archive" if part.role == "archive" else "cold"
+        far = Stream("migrate" if part.recalled else "read", kind, part.clause, selected=True, record_bytes=size)
         copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
-        streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role == "cold" else here]
+        streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role in FAR else here]
         streams += [here] * part.cached
     return tuple(streams)
 

@@ -29,6 +29,7 @@ from ghostsim.policy.residency import Residency
 from ghostsim.policy.rows import HeadRows
 from ghostsim.policy.rules import Mask, agreed_top
 from ghostsim.policy.stages import Offer, Stage, Taken
+from ghostsim.policy.units import Units
 from ghostsim.trace.compose import Head
 
 ORACLE_EPS = 0.01
@@ -50,6 +51,8 @@ class Step:
     there: Mask | None
     """[tokens] cold tokens that are stored; None: all of them."""
     oracle: Oracle
+    archived: Mask | None = None
+    """[tokens] cold tokens that are archived; None: none."""
     alive: Mask | None = None
     gone: Floats | None = None
     upper: Floats | None = None
@@ -128,6 +131,9 @@ class Evaluation:
         step = Step(
             block, i, begin, own, Cold(block, i, c0, c1), stored, served(each, block.scores.shape[-1]), there, oracle
         )
+        if self.policy.archive is not None:
+            mine = step.served[self.policy.archive]
+            step.archived = np.ones(step.cold.size, dtype=bool) if mine is None else mine[c0:c1]
         step.alive = there
         if self.resident is not None:
             free = ~self.resident[c0:c1]
@@ -139,6 +145,8 @@ class Evaluation:
         gone = np.zeros(len(step.cold.total)) if step.gone is None else step.gone
         stage = (*self.stages, *self.extra)[number]
         alive = step.alive if number < len(self.stages) else step.there
+        if number and step.archived is not None:
+            alive = ~step.archived if alive is None else alive & ~step.archived
         step.offer = stage.offer(step.cold, alive, gone)
         row, s = self.cost_of[number], step.block.first + step.i
         if row is not None:
@@ -160,15 +168,27 @@ class Evaluation:
             self._combine(step, number - len(self.stages), taken)
             return
         before, tokens, offer = step.alive, taken.tokens, step.offer
+        if number and step.archived is not None:
+            tokens = tokens | step.archived
         if taken.mass is not None and offer is not None:
             upper = bound_on(~taken.units, taken.mass, offer.units)
             step.upper = upper if step.upper is None else step.upper + upper
         step.alive = tokens if before is None else tokens & before
         if number + 1 < len(self.stages):
             step.gone = masked_sum(step.cold.weights, ~step.alive)
+        if number == 0 and step.archived is not None and offer is not None:
+            self._resurrect(step, offer.units, step.alive)
         if number == 0 and offer is not None and offer.raw is not None:
             self._check(step, offer)
             self._complete(step, offer, taken)
+
+    def _resurrect(self, step: Step, units: Units, taken: Mask) -> None:
+        """Count the archived tokens, and the clusters among them that are read as a whole."""
+        assert step.archived is not None
+        s, read = step.block.first + step.i, taken & step.archived
+        alone = 0 if units.labels is None else int(np.count_nonzero(read & (units.labels < 0)))
+        self.rows.archive_tokens[s] = np.count_nonzero(step.archived)
+        self.rows.archive_runs[s] = int(np.count_nonzero(units.any(read))) + alone
 
     def _combine(self, step: Step, place: int, taken: Taken) -> None:
         if place < len(self.policy.read.also):
@@ -234,7 +254,7 @@ class Evaluation:
         read = mask[cold.c0 : cold.c1]
         self.rows.lost_mass[s] = step.lost / cold.total
         self.rows.read_tokens[s] = np.count_nonzero(read)
-        self.rows.read_runs[s] = np.count_nonzero(read[1:] & ~read[:-1]) + (1 if len(read) and read[0] else 0)
+        self.rows.read_runs[s] = _runs(read if step.archived is None else read & ~step.archived)
         self._compare(s, read, cold, step.oracle)
         packed = np.packbits(mask, bitorder="little")
         self.rows.sets[s, : len(packed)] = packed
@@ -365,6 +385,11 @@ class Evaluation:
         best = oracle.read(self.policy.read.eps or ORACLE_EPS, cold.c0, cold.c1)
         self.rows.oracle_reads[s] = np.count_nonzero(best)
         self.rows.needless_reads[s] = np.count_nonzero(read & ~best)
+
+
+def _runs(read: Mask) -> int:
+    """Count maximal runs of consecutive positions in `read` [tokens]."""
+    return int(np.count_nonzero(read[1:] & ~read[:-1])) + (1 if len(read) and read[0] else 0)
 
 
 def _full_mask(read: Mask, step: Step) -> Mask:

@@ -72,12 +72,10 @@ class Indexes:
 
 def after(head: Head, steps: int) -> Head:
     """Return a head whose prompt has grown by some decode steps."""
+    if not steps:
+        return head
     prompt = np.concatenate([head.prompt_queries, head.queries[:steps]])[steps:]
-    return (
-        head
-        if not steps
-        else replace(head, context=head.context + steps, queries=head.queries[steps:], prompt_queries=prompt)
-    )
+    return replace(head, context=head.context + steps, queries=head.queries[steps:], prompt_queries=prompt)
 
 
 def _resident(policy: Policy, head: Head) -> Mask | None:

@@ -25,6 +25,8 @@ class HeadRows:
     stored_tokens: Ints
     read_tokens: Ints
     read_runs: Ints
+    archive_tokens: Ints
+    archive_runs: Ints
     scanned: Ints
     scan_bytes: Ints
     stream_tokens: Ints
@@ -95,6 +97,8 @@ def empty_rows(policy: Policy, sizes: Sizes, *, values: bool) -> HeadRows:
         stored_tokens=whole(*step),
         read_tokens=whole(*step),
         read_runs=whole(*step),
+        archive_tokens=whole(*step),
+        archive_runs=whole(*step),
         scanned=whole(sizes.stages, *step),
         scan_bytes=whole(sizes.stages, *step),
         stream_tokens=whole(sizes.streams, *step),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ghostsim.report.words import listing, plural
 _WORST = 5
 _BANDS = ((0.1, "dash"), (0.2, "dot"))
 _GREY = "#8c8c8c"
-_DECADES = 1.5
-"""From so many decades on an axis names powers of ten only."""
 _BIN = 2.5
 _WIDEST = 40.0
 """Bins of the histogram and its ends, in per cent."""
@@ -110,7 +107,7 @@ def _figure(found: AccuracyResult, probe: str, parts: Mapping[str, Sequence[Pred
     answered = {part: [each for each in rows if each.predicted is not None] for part, rows in parts.items()}
     unit = next(iter(parts.values()))[0].measured.row["unit"]
     values = [each.measured.value for rows in answered.values() for each in rows] or [1.0]
-    log = {"type": "log", "tickformat": ",~r", "dtick": 1 if math.log10(max(values) / min(values)) > _DECADES else "D2"}
+    log = {"type": "log", "tickformat": ",~r", "dtick": _ticks(max(values) / min(values))}
     drawn = plot(
         [*_bands(values), *_clouds(answered), *_histograms(answered)],
         430,
@@ -124,6 +121,11 @@ def _figure(found: AccuracyResult, probe: str, parts: Mapping[str, Sequence[Pred
     rows = [[part, *_cells(Errors.of(some), probe)] for part, some in parts.items()]
     table = Table(["Part", *_STATISTICS], [["all", *_cells(found.errors(probe), probe)], *rows])
     return Figure(probe.replace("_", "-"), TITLES[probe], _caption(found, probe), [View("all", drawn)], table)
+
+
+def _ticks(ratio: float) -> int | str:
+    """Return what a logarithmic axis names: powers of ten over a wide range, 1, 2 and 5 or every digit over less."""
+    return 1 if ratio > 30 else "D2" if ratio > 4 else "D1"
 
 
 def _caption(found: AccuracyResult, probe: str) -> str:

@@ -41,6 +41,7 @@ def test_random_records_take_the_cycles_of_the_loop(name, record_bytes, reads, q
     assert measured == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(load_timings()))
 def test_deeper_queues_never_slow_a_channel_and_the_bus_bounds_it(name):
     timing = load_timings()[name]
@@ -52,6 +53,7 @@ def test_deeper_queues_never_slow_a_channel_and_the_bus_bounds_it(name):
     assert rates[-1] <= dram.peak_bandwidth(timing) * dram.refresh_duty(timing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(load_timings()))
 def test_more_outstanding_never_slows_a_channel(name):
     timing = load_timings()[name]
@@ -59,6 +61,7 @@ def test_more_outstanding_never_slows_a_channel(name):
     assert all(more >= 0.98 * fewer for fewer, more in pairwise(rates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(load_timings()))
 def test_more_records_never_take_less_time(name):
     timing = load_timings()[name]

@@ -252,9 +252,12 @@ def _tokens(bounds: Sequence[Array], branching: int) -> Ints:
 
 def by_content(head: Head) -> Head:
     """Put the cold keys of a head, in place, into an order in which leaves are alike, segment by segment."""
-    for start in range(SEGMENT, head.context - LOCAL - SEGMENT, SEGMENT):
-        part = head.keys[start : start + SEGMENT]
+    start, end = -(-SINKS // LEAF) * LEAF, (head.context - LOCAL) // LEAF * LEAF
+    while end - start > LEAF:
+        size = min(SEGMENT, 1 << ((end - start).bit_length() - 1))
+        part = head.keys[start : start + size]
         part[...] = part[halved(part)]
+        start += size
     return head
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostsim.config.base import MisfitError
 from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run
 from ghostsim.config.serving import Serving, Sessions, Speculation
 from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
-from ghostsim.errors import ConfigError
 from ghostsim.metrics.serving import Served
 from ghostsim.pipeline.capacity import footprint, stored_tokens
 from ghostsim.pipeline.parallel import own_model
@@ -62,13 +62,13 @@ def requests_of(serving: Serving, seed: int) -> Requests:
 
     Raises
     ------
-    ConfigError, TraceError
+    MisfitError, TraceError
         If there are fewer requests than asked for, or the file is not a request trace.
     """
-    source = serving.requests
-    found = _drawn(source, seed) if isinstance(source, Sessions) else import_requests(source)
+    found = _drawn(serving.sessions, seed) if serving.sessions else import_requests(serving.requests or "")
     if serving.count is not None and serving.count > len(found):
-        raise ConfigError(f"serving.count: found {serving.count}, expected at most the {len(found)} requests there are")
+        message = f"found {serving.count}, expected at most the {len(found)} requests there are"
+        raise MisfitError(f"serving.count: {message}", "serving", "count")
     return found
 
 
@@ -81,7 +81,7 @@ def _drawn(sessions: Sessions, seed: int) -> Requests:
         session_gap_ps=sessions.gap,
         tool_ps=sessions.tool,
     )
-    return agent_sessions(seed, sessions.sessions, sessions.turns, shape)
+    return agent_sessions(seed, sessions.count, sessions.turns, shape)
 
 
 def jobs_of(serving: Serving, requests: Requests) -> list[Job]:

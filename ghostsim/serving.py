@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostsim.config.base import MisfitError
 from ghostsim.config.model import Model
-from ghostsim.config.scenario import Run
+from ghostsim.config.scenario import Run, Scenario
 from ghostsim.config.serving import Serving, Sessions, Speculation
 from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
-from ghostsim.errors import ConfigError
 from ghostsim.metrics.serving import Served
 from ghostsim.pipeline.capacity import footprint, stored_tokens
 from ghostsim.pipeline.parallel import own_model
@@ -46,7 +46,8 @@ from ghostsim.policy.costs import format_bytes
 from ghostsim.seeding import generator
 from ghostsim.trace.agent_sessions import AgentTurns, agent_sessions
 from ghostsim.trace.compose import MIN_CONTEXT
-from ghostsim.trace.request_forms import import_requests
+from ghostsim.trace.format import file_sha256
+from ghostsim.trace.request_forms import find_requests, import_requests
 from ghostsim.trace.requests import Requests
 
 _SMALLEST_CONTEXT = 512
@@ -62,14 +63,23 @@ def requests_of(serving: Serving, seed: int) -> Requests:
 
     Raises
     ------
-    ConfigError, TraceError
+    MisfitError, TraceError
         If there are fewer requests than asked for, or the file is not a request trace.
     """
-    source = serving.requests
-    found = _drawn(source, seed) if isinstance(source, Sessions) else import_requests(source)
+    found = _drawn(serving.sessions, seed) if serving.sessions else import_requests(serving.requests or "")
     if serving.count is not None and serving.count > len(found):
-        raise ConfigError(f"serving.count: found {serving.count}, expected at most the {len(found)} requests there are")
+        message = f"found {serving.count}, expected at most the {len(found)} requests there are"
+        raise MisfitError(f"serving.count: {message}", "serving", "count")
+    if not jobs_of(serving, found):
+        raise MisfitError("serving.requests: found none with a prompt and an output, expected at least one", "serving")
     return found
+
+
+def request_files(scenario: Scenario) -> dict[str, str]:
+    """Return the sha256 of every request workload that runs name."""
+    names = dict.fromkeys(run.serving.requests for run in scenario.runs.values() if run.serving)
+    files = {name: find_requests(name) for name in names if name}
+    return {name: file_sha256(file) for name, file in files.items() if file.is_file()}
 
 
 def _drawn(sessions: Sessions, seed: int) -> Requests:
@@ -81,7 +91,7 @@ def _drawn(sessions: Sessions, seed: int) -> Requests:
         session_gap_ps=sessions.gap,
         tool_ps=sessions.tool,
     )
-    return agent_sessions(seed, sessions.sessions, sessions.turns, shape)
+    return agent_sessions(seed, sessions.count, sessions.turns, shape)
 
 
 def jobs_of(serving: Serving, requests: Requests) -> list[Job]:

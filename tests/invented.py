@@ -162,6 +162,7 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         policy=of.name,
         platform=built.platform,
         batch=batch,
+        gpus=1,
         plan=plan,
         bound=bound,
         times=times,

@@ -35,6 +35,13 @@ FIGURES = (
                                       "late_ms")),
 )  # fmt: skip
 """Numbers that metrics.json holds of every run, by their paths."""
+SERVING = (
+    *("requests", "completed", "rejected", "preemptions", "duration_s", "requests_per_s", "output_tokens_per_s"),
+    *("goodput_per_s", "slo_share", "in_system_mean", "waiting_mean", "busy_share", "iterations"),
+    *("prompt_tokens", "prefilled_tokens", "decoded_tokens", "step_surface.max_error"),
+    *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
+)
+"""Numbers that metrics.json holds of every run that serves requests, below `serving`."""
 TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
 """Tables that metrics.json holds of every run; their keys depend on the platform."""
 
@@ -176,7 +183,8 @@ def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
     label, _, figure = found[1].partition(".")
     if label not in labels:
         raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)
-    if figure not in FIGURES and not (figure.partition(".")[0] in (*TABLES, "serving") and figure.partition(".")[2]):
-        close = difflib.get_close_matches(figure, FIGURES, 1, 0.5) or ["quality.lost_mass.max"]
+    known = (*FIGURES, *(f"serving.{name}" for name in SERVING))
+    if figure not in known and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
+        close = difflib.get_close_matches(figure, known, 1, 0.5) or ["quality.lost_mass.max"]
         message = f"found {found[1]!r}, which is no number of metrics.json, expected one, e.g. '{label}.{close[0]}'"
         raise MisfitError(message, "require", index)

@@ -22,7 +22,7 @@ def _below_one(value: float) -> float:
 class Sessions(Strict):
     """Multi-turn agent sessions whose history grows, drawn from the seed: `ghostsim trace sessions`."""
 
-    sessions: Annotated[Count, Field(le=100_000)]
+    count: Annotated[Count, Field(le=100_000)]
     turns: Annotated[Count, Field(le=10_000)]
     system_tokens: Annotated[Whole, Field(le=10**6)] = 2048
     task_tokens: Annotated[Count, Field(le=10**6)] = 2048
@@ -80,8 +80,10 @@ class Speculation(Strict):
 class Serving(Strict):
     """A request workload and how it is served: first come, first served, in a continuous batch."""
 
-    requests: Text | Sessions
-    """File or bundled name, or sessions to draw."""
+    requests: Text | None = None
+    """A recorded workload, by file or bundled name."""
+    sessions: Sessions | None = None
+    """Or one that is drawn."""
     count: Count | None = None
     """First requests to serve; none serves all."""
     arrivals: Arrivals = Arrivals(scale=1.0)
@@ -99,6 +101,13 @@ class Serving(Strict):
     prefill_attention: Annotated[Fraction, Field(gt=0)] = 0.7
     """Share of the GPU's dense rate that prefill attention reaches; assumed, after FlashAttention-3's published 75 %
     of an H100's (recalled)."""
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> Serving:
+        if (self.requests is None) == (self.sessions is None):
+            found = "neither requests nor sessions" if self.requests is None else "both requests and sessions"
+            raise ValueError(f"found {found}, expected one of them, e.g. requests: azure_conv_500")
+        return self
 
 
 class TensorParallel(Strict):

@@ -23,6 +23,7 @@ from ghostsim.metrics.collect import Record, step_rows
 from ghostsim.metrics.serving import Served, over_time, request_rows
 from ghostsim.plan.plan import OPS
 from ghostsim.policy.evaluate import content_key
+from ghostsim.serving import request_files
 from ghostsim.simulation import Result
 
 _PACKAGES = ("simpy", "numpy", "pydantic", "pyyaml", "networkx", "plotly", "typer", "jinja2")
@@ -36,6 +37,13 @@ NOT_MODELLED = (
     "page tables and TLB misses of the GPU on host memory",
     "NVMe tail latency and garbage collection; link retraining and ECC retries",
 )
+NOT_SERVED = (
+    "serving: time of the host between iterations, tokenising and the network",
+    "serving: requests of a batch read at the mean of their contexts, those beyond the named traces as the first ones",
+    "serving: prefill is dense, and what a policy keeps and indexes is made meanwhile at no cost",
+    "serving: a transfer of kept blocks meets the decode's fetches, but no transfer of another tier or direction",
+)
+"""What a run that serves requests leaves out besides."""
 
 
 @contextmanager
@@ -133,7 +141,9 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "packages": {name: version(name) for name in _PACKAGES},
         "seed": loaded.scenario.seed,
         "argv": list(argv),
-        "inputs": dict(loaded.inputs) | {f"trace {t.name}": t.manifest_sha256 for t in first.traces},
+        "inputs": dict(loaded.inputs)
+        | {f"trace {t.name}": t.manifest_sha256 for t in first.traces}
+        | {f"requests {name}": digest for name, digest in request_files(loaded.scenario).items()},
         "selections": {
             label: content_key(loaded.scenario.runs[label].policy, result.workloads[label]) for label in result.records
         },
@@ -154,7 +164,7 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "lost_mass_by_context": _lost_mass_by_context(result),
         "what_if": what_if_table(result),
         "notes": result.notes,
-        "not_modelled": list(NOT_MODELLED),
+        "not_modelled": [*NOT_MODELLED, *(NOT_SERVED if result.served else ())],
     }
 
 

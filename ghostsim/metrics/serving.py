@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ghostsim.config.serving import Slo
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
-from ghostsim.pipeline.serving import Job, Server
+from ghostsim.pipeline.serving import Job, Log, Server
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +102,7 @@ def serving_metrics(served: Served) -> dict[str, Any]:
         "goodput_per_s": good / seconds,
         "slo_share": good / max(1, len(served.jobs)),
         "in_system_mean": log.area / max(1, last - first),
-        "waiting_mean": sum(job.admitted_ps - job.arrival_ps for job in done) / max(1, last - first),
+        "waiting_mean": _waiting_area(log) / max(1, last - first),
         "iterations": server.iterations,
         "busy_share": server.busy_ps / max(1, last - first),
         "prompt_tokens": sum(job.prompt_tokens for job in done),
@@ -116,6 +117,11 @@ def serving_metrics(served: Served) -> dict[str, Any]:
         "kv_capacity_bytes": dict(server.memory.capacity) | _room_below(served),
         "step_surface": dict(served.surface),
     }
+
+
+def _waiting_area(log: Log) -> int:
+    """Return the integral of the number that waits, in request picoseconds."""
+    return sum(waiting * (after[0] - now) for (now, waiting, *_), after in pairwise(log.rows))
 
 
 _DIRECTIONS = (("read", False), ("written", True))

@@ -106,9 +106,8 @@ def beside_bulk(label, seconds):
     bulk = measure_bulk(run, run.model, ("dram", False), 2**20)
     ready = decode(run, run.model, chosen, 8)
     known, ends = ready.network.resources, []
-    used = [
-        (known[name], share * known[name].capacity / bulk.bytes_per_s) for name, share in bulk.used.items() if share
-    ]
+    shares = {name: share for name, share in bulk.used.items() if share}
+    used = [(known[name], share * known[name].capacity / bulk.bytes_per_s) for name, share in shares.items()]
     flow = ready.network.flow_class(used, float(run.platform.devices["gpu0"].copy_engines.window))
     nbytes = int(seconds * alone.duration_ps * ready.plan.steps / 1e12 * bulk.bytes_per_s)
     ready.network.start(flow, nbytes, lambda: ends.append(int(ready.env.now)))
@@ -183,6 +182,14 @@ def test_a_ring_passes_twice_its_share_over_each_link():
 def test_shards_hold_the_whole_model():
     model = scenario().model
     assert 4 * shard(model, 4).weight_bytes == model.weight_bytes
+
+
+def test_two_gpus_read_half_the_kv_and_half_the_weights_each():
+    run, alone = parallel(2), scenario().runs["full_hbm"]
+    chosen = selections()["full_hbm", 8192]
+    mine, whole = (decode(r, own_model(r, r.model), chosen, 1).plan.tier_bytes()["hbm"] for r in (run, alone))
+    assert (2 * mine["kv"] == whole["kv"]).all()
+    assert (2 * mine["weights"] == whole["weights"]).all()
 
 
 def test_two_gpus_take_half_the_time_and_two_all_reduces_a_layer():

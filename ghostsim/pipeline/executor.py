@@ -92,7 +92,7 @@ class Executor:
             self._end(row)
             return
         delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
-        if loads and parts[0].server is None:
+        if loads and parts[0][2] is None:
             delay_ps += queueing_ps(self.network, loads)
         self.delay[row] = delay_ps
         done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ghostsim.engine.network import Network, Resource
 from ghostsim.timing import loaded
@@ -14,7 +14,8 @@ Costs: TypeAlias = tuple[tuple[Resource, float], ...]
 """Resources with the units of each that one byte costs."""
 
 
-class Load(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Load:
     """A medium whose latency grows with its load: the resources that say how full it is, and its idle latency."""
 
     resources: tuple[Resource, ...]
@@ -50,14 +51,16 @@ def join(legs: Iterable[Leg]) -> Leg:
     )
 
 
-def queueing_ps(network: Network, loads: Iterable[Load]) -> int:
+def queueing_ps(network: Network, loads: tuple[Load, ...]) -> int:
     """Return what the present load of media adds to their idle latency: the loaded-latency curve of DRAM systems."""
-    waits = 0.0
-    for resources, idle_ps in loads:
-        busy = max([network.used(resource) / resource.capacity for resource in resources])
-        if busy:
-            waits += idle_ps * (loaded.DRAM.factor(busy) - 1)
-    return round(waits)
+    notes = network.notes
+    if loads not in notes:
+        waits = 0.0
+        for load in loads:
+            busy = max(network.used(resource) / resource.capacity for resource in load.resources)
+            waits += load.idle_ps * (loaded.DRAM.factor(busy) - 1)
+        notes[loads] = round(waits)
+    return notes[loads]
 
 
 _STEPS_PER_OCTAVE = 8

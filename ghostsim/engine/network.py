@@ -180,7 +180,7 @@ class Probe:
 class _State:
     """How many flows of each class there are, the rates that follow, and the neighbouring states."""
 
-    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "shares", "used", "writes")
+    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "notes", "shares", "used", "writes")
 
     def __init__(self, counts: Sequence[tuple[FlowClass, int]]) -> None:
         self.counts = counts
@@ -191,6 +191,7 @@ class _State:
         self.after_finish: dict[FlowClass, _State] = {}
         self.shares: dict[FlowClass, tuple[float, int]] | None = None
         self.used: tuple[float, ...] | None = None
+        self.notes: dict[object, int] = {}
 
 
 class Network:
@@ -310,6 +311,11 @@ class Network:
         """Return the units per second of `resource` in use since the rates last changed."""
         used = self._usage(self._solved)
         return used[resource.index] if resource.index < len(used) else 0.0
+
+    @property
+    def notes(self) -> dict[object, int]:
+        """A place for what follows from the present use of resources alone; it comes back with the same flows."""
+        return self._solved.notes
 
     def _skip(self, flow: Flow) -> None:
         flow.start_ps = now = int(self.env.now)
@@ -443,8 +449,10 @@ class Network:
             for resource, cost in cls.route:
                 if resource.mix:
                     reads_and_writes.setdefault(resource, [0.0, 0.0])[resource in cls.writes] += count * rate * cost
-        shares = {resource: writes / (reads + writes) for resource, (reads, writes) in reads_and_writes.items()}
-        return [resource.at(shares.get(resource, 0.0)) for resource in self.resources.values()]
+        capacities = list(self._nominal)
+        for resource, (reads, writes) in reads_and_writes.items():
+            capacities[resource.index] = resource.at(writes / (reads + writes))
+        return capacities
 
     def _usage(self, state: _State) -> tuple[float, ...]:
         if state.used is None:

@@ -98,7 +98,7 @@ class Executor:
             return
         delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
         self.delay[row] = delay_ps
-        if loads and parts[0].server is None:
+        if loads and parts[0][2] is None:
             self.wait[row] = queueing_ps(self.network, loads)
         self.classes[row] = parts[0].flow_class
         last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)

@@ -156,6 +156,17 @@ def test_one_direct_read_of_a_gen5_drive(kib, measured_us):
     assert idle_latency_ps(PS1010, kib * 1024) == pytest.approx(measured_us * US, rel=0.25)
 
 
+@pytest.mark.parametrize(("kib", "gib_per_s", "mean_ms"), [(16, 1.3, 1.55), (128, 6.5, 2.41), (1024, 8.5, 14.6)])
+def test_deep_queues_of_direct_reads_of_a_gen5_drive(kib, gib_per_s, mean_ms):
+    """The same drive and path at queue depth 128.
+
+    85,000 commands a second and 9.13 GB/s of that path are the rows at both ends; the middle one is a prediction.
+    """
+    path = replace(PS1010, controller_iops=85e3, pcie_bytes_per_s=9.13e9)
+    assert kib * 1024 * random_read_iops(path, kib * 1024, 128) == pytest.approx(gib_per_s * 2**30, rel=0.35)
+    assert mean_latency_ps(path, kib * 1024, 128) == pytest.approx(mean_ms * 1e9, rel=0.35)
+
+
 def test_slow_reads_show_only_beyond_their_share():
     drive = replace(PM1733, retry_share=0.005, retry_ps=1000 * US)
     p99, p999 = (tail_latency_ps(drive, 4096, 8, quantile) for quantile in (0.99, 0.999))

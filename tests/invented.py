@@ -168,7 +168,6 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         times=times,
         selection=chosen,
         ahead=None,
-        gpus=1,
         capacity_bytes={},
         utilisation=probe.utilisation(),
         bin_ps=1,

@@ -31,6 +31,7 @@ FIGURES = (
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
     *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
     *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"lifecycle.{name}" for name in ("behind_steps", "behind_steps_max", "stalled_ms")),
     *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
                                       "late_ms")),
 )  # fmt: skip
@@ -83,6 +84,16 @@ class Prefetch(Strict):
     """Tokens that the buffer in HBM holds for one request, layer and KV head."""
 
 
+class Ghostify(Strict):
+    """Who makes the index record of a token that leaves the hot set."""
+
+    by: Literal["cpu", "near"]
+    """A thread of the host, or an engine beside the memory that holds both key and index."""
+    behind: Annotated[Count, Field(le=4096)] = 64
+    """Steps that records may lag behind; a decode that would be further ahead waits. Until its record is made a token
+    stays hot."""
+
+
 class Run(Strict):
     """One policy, placed on one platform."""
 
@@ -109,8 +120,21 @@ class Run(Strict):
     result: Literal["ids", "bitmap", "histogram"] = "bitmap"
     """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record; with `histogram` first
     a histogram of the scores per query head, and ids in a second pass, when the GPU has set the threshold."""
+    ghostify: Ghostify | None = None
+    """Who makes the index records of tokens that turn cold; none: the GPU, as it writes them."""
     prefetch: Prefetch | None = None
     """Whether survivors are foretold and fetched ahead into a buffer in HBM."""
+
+    @model_validator(mode="after")
+    def _something_to_ghostify(self) -> Run:
+        if self.ghostify is None:
+            return self
+        if not self.policy.read.scored:
+            raise MisfitError(f"found ghostify for policy {self.policy.name}, expected one with an index", "ghostify")
+        if self.ghostify.by == "near" and (self.index_tier == "hbm" or self.index_tier != self.kv_tier):
+            message = f"found ghostify near memory with KV in {self.kv_tier} and the index in {self.index_tier}"
+            raise MisfitError(f"{message}, expected both in one tier other than hbm", "ghostify", "by")
+        return self
 
     @model_validator(mode="after")
     def _something_to_prefetch(self) -> Run:

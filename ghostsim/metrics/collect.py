@@ -14,6 +14,7 @@ from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
+from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
 from ghostsim.metrics.quality import quality, step_quality
 from ghostsim.metrics.viability import viability
@@ -100,6 +101,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
         "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
         "viability": viable and viable.as_json(),
+        "lifecycle": lifecycle_metrics(record.plan, record.times),
         "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
         "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),

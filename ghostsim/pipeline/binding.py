@@ -28,6 +28,7 @@ from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
+from ghostsim.pipeline.ghostifier import Ghostifier, in_place
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.placement import FROM_TIER, Placement
@@ -191,6 +192,8 @@ class Binder:
                 return self._bind_read(tiers[role])
             case "migrate" if name.startswith("recall") or (away and name in FROM_TIER):
                 return self._bind_read(tiers[role])
+            case "ghostify" if name == "ghostify" and self.placement.ghostify != "gpu":
+                return self._bind_ghostify(tiers[role])
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])
@@ -344,6 +347,31 @@ class Binder:
     def _new_cpu_attend(self, site: _Site[Store], piece: int, records: int, flops_per_byte: float) -> _Template:
         hosts = [device for device in site.devices if isinstance(device, HostCpuDevice)]
         return self._in_lockstep([host.attend(piece, records, flops_per_byte) for host in hosts])
+
+    def _bind_ghostify(self, tier: str) -> Bound:
+        """Records are made by a thread of the host, one job after the other, or where key and index lie."""
+        key_bytes = self.model.head_dim * self.model.bytes_per_element
+        if self.placement.ghostify == "near":
+
+            def near(row: Row) -> Job:
+                share = round(row.records * key_bytes / max(1, row.nbytes), 3)
+                sites = self.sites[tier]
+                legs = [site.spread(lambda device, _: in_place(device, share)) for site in sites]
+                return _job(row.nbytes, sites, [self._template(site, leg, _STREAMED_BYTES)
+                                                for site, leg in zip(sites, legs, strict=True)])  # fmt: skip
+
+            return Bound(near, f"{tier} ghostify")
+        site = self.sites[tier][0] if tier != "hbm" else None
+        thread = Ghostifier(self.machine)
+        target, route = (site.devices[0], site.routes[0]) if site else (None, None)
+        record = cache(partial(thread.record, target, route))
+
+        def make(row: Row) -> Job:
+            nbytes = max(1, row.nbytes)
+            flow_class, delay_ps = record(round(row.records * key_bytes / nbytes, 3), round(row.flops / nbytes, 3))
+            return Job(delay_ps, (Part(flow_class, row.nbytes, thread.server),))
+
+        return Bound(make, "host ghostify", _shares(self.sites[tier]) if site and tier != "dram" else ())
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]

@@ -30,7 +30,10 @@ class Decode:
 
 def placement_of(run: Run) -> Placement:
     """Return where the parts of a run's policy live."""
-    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result, run.archive_tier)
+    by, behind = (run.ghostify.by, run.ghostify.behind) if run.ghostify else ("gpu", 0)
+    return Placement(
+        run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result, run.archive_tier, by, behind
+    )
 
 
 def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Machine, CountingEnvironment, Network]:

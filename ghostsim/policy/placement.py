@@ -50,6 +50,9 @@ class Placement:
     chunks: int
     result: Result
     archive_tier: str | None = None
+    ghostify: str = "gpu"
+    behind: int = 0
+    """Steps that records may lag behind where the GPU does not make them."""
 
     @property
     def archive(self) -> str:
@@ -139,7 +142,8 @@ class _Program:
 
     def rows(self) -> Iterator[Work]:
         """Yield the rows of one layer in the order in which they may start."""
-        yield self._gemm("qkv", self.model.qkv_weights, (("head", 1),))
+        full = (("ghostify", self.placement.behind * self.layers),) if self.placement.behind else ()
+        yield self._gemm("qkv", self.model.qkv_weights, (("head", 1), *full))
         yield from self._store()
         yield from self._attend_near()
         yield from self._refresh()
@@ -202,8 +206,14 @@ class _Program:
             size = int(sum(stage.record_bytes / stage.unit_tokens for stage in self.stages))
             yield Work(
                 "ghostify", "ghostify", "index", record_bytes=size, nbytes=leaving * size, records=leaving,
-                runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
+                runs=leaving, flops=leaving * self._record_flops() if self.placement.behind else 0,
+                after=(("age" if self.placement.behind and self.apart else "qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
+
+    def _record_flops(self) -> int:
+        """Return the operations of a token's records: a projection, or scale, offset, rounding of every channel."""
+        d = self.model.head_dim
+        return sum(2 * d * stage.macs if stage.macs < d else 4 * d for stage in self.stages)
 
     def _retire(self) -> Iterator[Work]:
         """Move the token that becomes archived, out of the cold tier if it was in another one."""

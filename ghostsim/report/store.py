@@ -77,6 +77,7 @@ class _Run(BaseModel):
     waits_ms: dict[str, dict[str, float]] = {}
     viability: dict[str, Any] | None = None
     prefetch: dict[str, float] | None = None
+    lifecycle: dict[str, float] | None = None
     quality: _Quality
     energy_mj_per_token: dict[str, float]
     capacity_bytes: dict[str, float]

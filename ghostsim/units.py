@@ -102,6 +102,28 @@ ENERGY = Dimension("energy", "pJ", {"fJ": 1e-3, "pJ": 1.0, "nJ": 1e3, "uJ": 1e6,
 CURRENCY = Dimension("cost", "USD", {"USD": 1.0}, "120 USD", 1e12)
 
 
+DIMENSIONS = tuple(value for value in tuple(globals().values()) if isinstance(value, Dimension))
+"""Every kind of quantity; no two share a unit."""
+
+
+def dimension_of(unit: str) -> Dimension | None:
+    """Return the dimension that a unit belongs to, if there is one."""
+    return next((dimension for dimension in DIMENSIONS if unit in dimension.units), None)
+
+
+def split(text: str) -> tuple[float, str] | None:
+    """Return number and unit of a quantity, or none if `text` is none."""
+    found = _NUMBER.match(text)
+    return (float(found[1]), found[2]) if found and dimension_of(found[2]) else None
+
+
+def magnitude(text: str) -> float | None:
+    """Return a quantity of any dimension in its base unit, or none if `text` is none."""
+    found = split(text)
+    dimension = dimension_of(found[1]) if found else None
+    return found[0] * dimension.units[found[1]] if found and dimension else None
+
+
 def _field(dimension: Dimension) -> tuple[Any, Any, Any]:
     pattern = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? +(" + "|".join(map(re.escape, dimension.units)) + ")$"
     schema = {"type": "string", "pattern": pattern, "examples": [dimension.example]}

@@ -73,6 +73,13 @@ class Library:
         self._chain: list[Path] = []
         self._unfolded: dict[int, Node] = {}
 
+    def copy(self) -> Library:
+        """Return a library that has read what this one has, and does not tell it what else it reads."""
+        other = Library()
+        other.inputs, other._raw, other._whole = dict(self.inputs), dict(self._raw), dict(self._whole)
+        other._unfolded = dict(self._unfolded)
+        return other
+
     def raw(self, path: Path, at: Location | None = None) -> Node:
         """Return a document as it is written."""
         key = _real(path, at)

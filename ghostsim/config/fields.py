@@ -16,6 +16,7 @@ from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
 from ghostsim.config.scenario import Scenario
+from ghostsim.config.search import Search
 from ghostsim.config.sweep import Sweep
 
 ROOTS: Mapping[str, Any] = {
@@ -25,6 +26,7 @@ ROOTS: Mapping[str, Any] = {
     "part": AnyPart,
     "model": Model,
     "sweep": Sweep,
+    "search": Search,
     "outside": Outside,
 }
 """The model of each kind of document."""

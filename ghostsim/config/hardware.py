@@ -174,7 +174,9 @@ class Dram(Part):
     """A DRAM channel: standard, speed bin, timing set and geometry."""
 
     kind: Literal["dram"]
-    standard: Literal["DDR4", "DDR5", "LPDDR5", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"]
+    standard: Literal[
+        "DDR4", "DDR5", "LPDDR5", "LPDDR5X", "GDDR6", "GDDR6X", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"
+    ]  # fmt: skip
     data_rate: PositiveRate
     timing: DramTimings
     geometry: DramGeometry
@@ -216,6 +218,8 @@ class Memory(Block):
     """Share of the DRAM's own bandwidth that the controller and its fabric pass on."""
     latency: Delay
     """From the requester to the DRAM controller and back, without the DRAM's own time."""
+    standby: Watts | None = None
+    """Power of the memory devices without traffic, where the power of their requester does not hold it."""
 
 
 # --- processors ----------------------------------------------------------------------------------------------
@@ -233,6 +237,8 @@ class CopyEngines(Block):
     """Issue interval of one fragment of a gather, per engine."""
     window: PositiveBytes
     """Bytes that all engines keep outstanding."""
+    energy: BitEnergy | None = None
+    """Energy per bit copied, besides both memories and the links."""
 
 
 class AttentionKernel(Block):
@@ -241,12 +247,14 @@ class AttentionKernel(Block):
     floor: Delay
     floor_per_doubling: Delay
     start: Delay
+    combine: Delay
     wave: Delay
     cold: Delay
     hbm_efficiency: Annotated[Fraction, Field(gt=0)]
-    l2_speedup: Positive
+    l2_bandwidth_per_sm: PositiveBandwidth
     l2_share: Positive
     slots_per_sm: Many
+    split_rule: Literal["one_wave", "occupancy"]
     max_splits: Many
 
 
@@ -290,6 +298,8 @@ class Gpu(Part):
     """A GPU with its HBM."""
 
     kind: Literal["gpu"]
+    aliases: tuple[Text, ...] = ()
+    """Further names under which tables of measurements know this GPU."""
     architecture: GpuArch
     sms: Many
     tensor: PositiveFlops
@@ -298,7 +308,7 @@ class Gpu(Part):
     """Rate at which the SMs score sketches and quantised keys."""
     l2: PositiveBytes
     l2_bandwidth: PositiveBandwidth | None = None
-    """Read bandwidth of L2; unknown, no index is kept there."""
+    """Reads of a working set that stays in the L2; unknown, no index is kept there."""
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""
@@ -313,7 +323,11 @@ class Gpu(Part):
     """In the base dies of the HBM stacks."""
     static: Watts
     compute_energy: OpEnergy
-    """Energy of one bf16 floating-point operation."""
+    """Energy of one bf16 floating-point operation of the tensor cores."""
+    vector_energy: OpEnergy | None = None
+    """Energy of one multiply-accumulate, or one score selected, of the vector units."""
+    onchip_energy: BitEnergy | None = None
+    """Energy per bit from the memory's port through the L2 into the registers of an SM."""
 
     @model_validator(mode="after")
     def _kernels_are_known(self) -> Gpu:
@@ -423,7 +437,7 @@ class Upmem(Part):
     broadcast: PositiveBandwidth
     """Host to all DPUs of one rank, the same data."""
     dpu_power: Watts
-    """Power of one rank while its DPUs run."""
+    """Power of one rank while its DPUs run, above `static`."""
     static: Watts
 
     @property
@@ -493,7 +507,8 @@ class Nvme(Part):
     queue_depth: Annotated[Count, Field(le=65_536)]
     filter: Filter | None = None
     """In the controller."""
-    energy: BitEnergy
+    active: Watts
+    """Power at full load, above `static`; it falls with the load of the busiest stage."""
     static: Watts
 
     @property

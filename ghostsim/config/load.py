@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -13,20 +13,28 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ghostsim.bundled import folder
 from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
-from ghostsim.config.document import Node, TreePath
+from ghostsim.config.document import Node, TreePath, make
 from ghostsim.config.expand import Library, merge
-from ghostsim.config.hardware import Part, Platform
+from ghostsim.config.hardware import Gpu, Part, Platform
 from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
 from ghostsim.config.problems import Problem, describe, first_error
+from ghostsim.config.ranges import paths as axis_paths
 from ghostsim.config.scenario import Run, Scenario, Workload
+from ghostsim.config.search import Search, check_figure, number_at, parse_bound
+from ghostsim.config.serving import Serving
 from ghostsim.config.settings import SHARED, Setting, apply, parse_setting
 from ghostsim.config.sweep import Sweep
 from ghostsim.errors import ConfigError, Location
 
 T = TypeVar("T")
-_SHARED_MODELS: Mapping[str, type[BaseModel]] = {"model": Model, "platform": Platform, "workload": Workload}
+_SHARED_MODELS: Mapping[str, type[BaseModel]] = {
+    "model": Model,
+    "platform": Platform,
+    "workload": Workload,
+    "serving": Serving,
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def _written_part(over: Node, merged: Node) -> Node:
 
 
 def _with_whole_traces(root: Node) -> Node:
-    """Return a scenario in which traces that lie beside the file that names them are absolute paths."""
+    """Return a scenario in which traces and requests that lie beside the file that names them are absolute paths."""
     runs = root.map.get("runs")
     if runs is not None and isinstance(runs.value, Mapping):
         root = root.replace({**root.map, "runs": runs.replace({k: _with_whole_trace(v) for k, v in runs.map.items()})})
@@ -173,18 +181,25 @@ def _with_whole_traces(root: Node) -> Node:
 
 
 def _with_whole_trace(node: Node) -> Node:
-    workload = node.map.get("workload") if isinstance(node.value, Mapping) else None
-    trace = workload.map.get("trace") if workload and isinstance(workload.value, Mapping) else None
-    if workload is None or trace is None or isinstance(trace.value, Mapping):
+    return _with_whole_name(_with_whole_name(node, "workload", "trace"), "serving", "requests")
+
+
+def _with_whole_name(node: Node, block: str, key: str) -> Node:
+    inner = node.map.get(block) if isinstance(node.value, Mapping) else None
+    name = inner.map.get(key) if inner and isinstance(inner.value, Mapping) else None
+    if inner is None or name is None or isinstance(name.value, Mapping):
         return node
-    many = isinstance(trace.value, tuple)
-    whole = Node(tuple(map(_whole, trace.value)), trace.at) if many else _whole(trace)  # type: ignore[arg-type]
-    return node.replace({**node.map, "workload": workload.replace({**workload.map, "trace": whole})})
+    many = isinstance(name.value, tuple)
+    whole = Node(tuple(map(_whole, name.value)), name.at) if many else _whole(name)  # type: ignore[arg-type]
+    return node.replace({**node.map, block: inner.replace({**inner.map, key: whole})})
 
 
 def _whole(name: Node) -> Node:
-    beside = Path(name.at.file).parent / str(name.value)
-    found = isinstance(name.value, str) and catalogue.exists(beside / "manifest.yaml")
+    if not isinstance(name.value, str):
+        return name
+    beside = Path(name.at.file).parent / name.value
+    requests = beside.suffix in (".csv", ".jsonl") and catalogue.exists(beside)
+    found = requests or catalogue.exists(beside / "manifest.yaml")
     return Node(str(beside.resolve()), name.at) if found else name
 
 
@@ -198,7 +213,11 @@ def _checked(kind: str, root: Node) -> Any:
 def _load(kind: str, name: str | Path, settings: Iterable[Setting]) -> Any:
     library = Library()
     path = catalogue.find(kind, str(name)) if not isinstance(name, Path) else name
-    root = apply(library.document(path, kind), settings, kind, library)
+    return _finish(kind, library.document(path, kind), settings, library)
+
+
+def _finish(kind: str, document: Node, settings: Iterable[Setting], library: Library) -> Any:
+    root = apply(document, settings, kind, library)
     root = _with_whole_traces(_own_numbers(root)) if kind == "scenario" else root
     value = _checked(kind, root)
     full = with_defaults(root, fields.ROOTS[kind])
@@ -231,6 +250,32 @@ def load_scenario(name: str | Path, sets: Iterable[str] = (), seed: int | None =
     return cast(LoadedScenario, _load("scenario", name, _settings([*sets, *seeds])))
 
 
+class ScenarioFamily:
+    """A scenario that is read once and loaded under many changes, each as `load_scenario` would.
+
+    Parameters
+    ----------
+    name
+        A file or a bundled name.
+    runs
+        Labels of the runs to keep, with the baselines and bounds about them; none keeps all.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such scenario or run.
+    """
+
+    def __init__(self, name: str | Path, runs: Sequence[str] = ()) -> None:
+        self._library = Library()
+        path = catalogue.find("scenario", str(name)) if not isinstance(name, Path) else name
+        self._document = _with_runs(self._library.document(path, "scenario"), make(list(runs), Location(path)))
+
+    def load(self, sets: Iterable[str] = ()) -> LoadedScenario:
+        """Load the scenario under ``PATH=VALUE`` changes."""
+        return cast(LoadedScenario, _finish("scenario", self._document, _settings(sets), self._library.copy()))
+
+
 def load_policy(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Policy]:
     """Load a policy by file or bundled name."""
     return cast(Loaded[Policy], _load("policy", name, _settings(sets)))
@@ -244,6 +289,14 @@ def load_platform(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Platform
 def load_part(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Part]:
     """Load a part by file or bundled name."""
     return cast(Loaded[Part], _load("part", name, _settings(sets)))
+
+
+def load_gpu(name: str | Path) -> Gpu:
+    """Load a GPU by file or bundled name."""
+    part = load_part(name).value
+    if not isinstance(part, Gpu):
+        raise ConfigError(f"{name}: found a part that is no GPU, expected kind: gpu, e.g. h100_sxm")
+    return part
 
 
 def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:
@@ -261,15 +314,56 @@ def load_sweep(name: str | Path) -> Loaded[Sweep]:
 
     Files that a sweep names beside itself are absolute paths in the result.
     """
-    path = catalogue.find("sweep", str(name)) if not isinstance(name, Path) else name
+    return cast(Loaded[Sweep], _load_over_scenario("sweep", name))
+
+
+def load_search(name: str | Path) -> Loaded[Search]:
+    """Load a search by file or bundled name, and see that the ends of its fields are valid scenarios.
+
+    Files that a search names beside itself are absolute paths in the result.
+    """
+    return cast(Loaded[Search], _load_over_scenario("search", name))
+
+
+def _load_over_scenario(kind: str, name: str | Path) -> Loaded[Any]:
+    path = catalogue.find(kind, str(name)) if not isinstance(name, Path) else name
     library = Library()
-    written = library.document(path, "sweep")
-    root = _with_whole_paths(written, path.parent)
+    root = _with_whole_paths(library.document(path, kind), path.parent)
     check = _Checker()
-    value = check.value(root, Sweep, ())
+    value = check.value(root, fields.ROOTS[kind], ())
     check.done(root.at)
-    _check_points(root, library)
-    return Loaded("sweep", value, root.plain(), dict(root.marks()), dict(sorted(library.inputs.items())))
+    if kind == "sweep":
+        _check_points(root, library)
+    else:
+        _check_search(root, library)
+    return Loaded(kind, value, root.plain(), dict(root.marks()), dict(sorted(library.inputs.items())))
+
+
+def _check_search(root: Node, library: Library) -> None:
+    """Check a search at both ends of its fields, and that its figures are about its runs and platform."""
+    scenario = _named_scenario(root, library)
+    axes = root.map.get("fields", make({}, root.at))
+    for end in (0, -1):
+        whole = apply(scenario, _at_end(axes, end), "scenario", library)
+        value = _checked("scenario", whole)
+    _check_figures(root, whole, value)
+
+
+def _check_figures(root: Node, whole: Node, scenario: Scenario) -> None:
+    plain = whole.plain()
+    objectives, bounds = root.map.get("objectives"), root.map.get("subject_to")
+    asked = [(path, objectives.keys[path]) for path in objectives.map] if objectives else []
+    for bound in bounds.value if bounds and isinstance(bounds.value, tuple) else ():
+        asked += [(path, bound.at) for path in parse_bound(str(bound.value)).paths]
+    for path, at in asked:
+        if path.partition(".")[0] not in scenario.runs and number_at(plain, path) is None:
+            labels = ", ".join(scenario.runs)
+            raise ConfigError(
+                f"found {path!r}, expected a figure of a run ({labels}), e.g. {next(iter(scenario.runs))}.step_ms.p95, "
+                "or a number of the scenario, e.g. platform.links.NAME.width",
+                at,
+            )
+        check_figure(path, tuple(scenario.runs), at)
 
 
 def _with_whole_paths(node: Node, folder: Path) -> Node:
@@ -283,19 +377,61 @@ def _with_whole_paths(node: Node, folder: Path) -> Node:
 
 
 def _check_points(root: Node, library: Library) -> None:
-    """Check the paths of every point, and the whole first point."""
-    named = root.map["scenario"]
-    scenario = library.document(catalogue.find("scenario", str(named.value), None, named.at), "scenario", named.at)
+    """Check the paths of every point, and the whole first point; of what is drawn, both ends."""
+    scenario = _named_scenario(root, library)
     crossed = [
         Setting(tuple(dotted.split(".")), values.value[0])
         for axis in ("grid", "zip")
         for dotted, values in _entries(root.map.get(axis))
         if isinstance(values.value, tuple)
     ]
-    points = root.map.get("points")
-    listed = points.value if points and isinstance(points.value, tuple) else ()
-    wholes = [apply(scenario, [*crossed, *_settings_of(point)], "scenario", library) for point in listed]
-    _checked("scenario", wholes[0] if wholes else apply(scenario, crossed, "scenario", library))
+    points = root.map.get("list")
+    listed = points.value if points and isinstance(points.value, tuple) and points.value else (Node({}, root.at),)
+    drawn = [sample.map["fields"] for name in ("random", "latin_hypercube") if (sample := root.map.get(name))]
+    first, last = ([setting for axes in drawn for setting in _at_end(axes, end)] for end in (0, -1))
+    wholes = [apply(scenario, [*crossed, *_settings_of(point), *first], "scenario", library) for point in listed]
+    _checked("scenario", wholes[0])
+    if last:
+        _checked("scenario", apply(scenario, [*crossed, *_settings_of(listed[0]), *last], "scenario", library))
+
+
+def _named_scenario(root: Node, library: Library) -> Node:
+    """Return the scenario that a document names, unfolded, with the runs that the document wants."""
+    named = root.map["scenario"]
+    path = catalogue.find("scenario", str(named.value), None, named.at)
+    return _with_runs(library.document(path, "scenario", named.at), root.map.get("runs"))
+
+
+def _with_runs(scenario: Node, wanted: Node | None) -> Node:
+    """Return a scenario with some of its runs, and with the baselines and bounds that are about these."""
+    runs = scenario.map.get("runs")
+    labels = [str(label.value) for label in wanted.value] if wanted and isinstance(wanted.value, tuple) else []
+    if not labels or runs is None:
+        return scenario
+    for label, node in zip(labels, wanted.value, strict=True):  # type: ignore[union-attr, arg-type]
+        if label not in runs.map:
+            raise ConfigError(f"runs: found {label!r}, expected runs of the scenario: {', '.join(runs.map)}", node.at)
+    kept = runs.replace({label: run for label, run in runs.map.items() if label in labels})
+    about = {key: _about(scenario.map[key], labels) for key in ("baseline", "require") if key in scenario.map}
+    return scenario.replace({**scenario.map, "runs": kept, **about})
+
+
+def _about(texts: Node, labels: Sequence[str]) -> Node:
+    """Return the texts of a list that begin with one of some labels."""
+    items = texts.value if isinstance(texts.value, tuple) else ()
+    return Node(tuple(item for item in items if str(item.value).strip().partition(".")[0] in labels), texts.at)
+
+
+def _at_end(axes: Node, end: int) -> list[Setting]:
+    """Return the settings at the first or the last value of axes."""
+    return [
+        Setting(tuple(path.split(".")), axis.value[end] if isinstance(axis.value, tuple) else axis.map[_END[end]])
+        for key, axis in axes.map.items()
+        for path in axis_paths(key)
+    ]
+
+
+_END = {0: "from", -1: "to"}
 
 
 def _entries(node: Node | None) -> Iterable[tuple[str, Node]]:
@@ -310,7 +446,9 @@ def load_any(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Any]:
     """Load a document of any kind; its content says which."""
     path = catalogue.find(None, str(name)) if not isinstance(name, Path) else name
     kind = discover(path)
-    return load_sweep(path) if kind == "sweep" else cast(Loaded[Any], _load(kind, path, _settings(sets)))
+    if kind in ("sweep", "search"):
+        return _load_over_scenario(kind, path)
+    return cast(Loaded[Any], _load(kind, path, _settings(sets)))
 
 
 def discover(path: Path, at: Location | None = None, depth: int = 0) -> str:
@@ -331,7 +469,8 @@ def discover(path: Path, at: Location | None = None, depth: int = 0) -> str:
         return discover(catalogue.find(None, first.value, path.parent, first.at), first.at, depth + 1)
     raise ConfigError(
         "found keys of no known kind of document, expected kind (part, platform, model), keep and read (policy), "
-        "runs (scenario), scenario with grid, zip or points (sweep), or systems (outside)",
+        "runs (scenario), scenario with grid, zip, list, random or latin_hypercube (sweep), scenario with objectives "
+        "or sensitivity (search), or systems (outside)",
         root.at,
     )
 
@@ -344,6 +483,8 @@ def _kind_of_keys(root: Node) -> str | None:
         ("policy", "keep"),
         ("policy", "read"),
         ("scenario", "runs"),
+        ("search", "objectives"),
+        ("search", "sensitivity"),
         ("sweep", "scenario"),
         ("outside", "systems"),
     ):

@@ -12,6 +12,7 @@ from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
 from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
+from ghostsim.config.serving import Serving, TensorParallel
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -28,9 +29,20 @@ FIGURES = (
                                      "false_resurrection_rate", "violations", "certified_mass.mean",
                                      "certified_mass.max")),
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
+    *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
+    *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
+                                      "late_ms")),
 )  # fmt: skip
 """Numbers that metrics.json holds of every run, by their paths."""
-TABLES = ("bytes_per_step", "utilisation", "energy_mj_per_token", "capacity_bytes")
+SERVING = (
+    *("requests", "completed", "rejected", "preemptions", "duration_s", "requests_per_s", "output_tokens_per_s"),
+    *("goodput_per_s", "slo_share", "in_system_mean", "waiting_mean", "busy_share", "iterations"),
+    *("prompt_tokens", "prefilled_tokens", "decoded_tokens", "step_surface.max_error"),
+    *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
+)
+"""Numbers that metrics.json holds of every run that serves requests, below `serving`."""
+TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
 """Tables that metrics.json holds of every run; their keys depend on the platform."""
 
 
@@ -59,6 +71,18 @@ _INDEX_TIERS: dict[str, tuple[str, ...]] = {
 """Where the index of a filter lies; of those not named here, in the tier of that name."""
 
 
+class Prefetch(Strict):
+    """Survivors brought before they are asked for, as a foretold query would choose them."""
+
+    by: Literal["last_query", "linear", "layer_ahead", "oracle"] = "last_query"
+    """The query of some steps ago; that query and the change before it; the layer before (its `q_ahead`, one layer
+    ahead); or the query itself, the limit of any predictor."""
+    ahead: Annotated[Count, Field(le=8)] = 1
+    """Steps from the prediction to its use; `layer_ahead` predicts one layer ahead whatever this says."""
+    tokens: Count
+    """Tokens that the buffer in HBM holds for one request, layer and KV head."""
+
+
 class Run(Strict):
     """One policy, placed on one platform."""
 
@@ -66,8 +90,13 @@ class Run(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
+    tensor_parallel: TensorParallel | None = None
+    """GPUs that share every layer; figures of bytes and capacity are those of one of them."""
     kv_tier: Tier = "hbm"
     """Where KV outside the pins lives."""
+    archive_tier: Tier | None = None
+    """Where tokens that the policy archives live; none takes `kv_tier`."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
@@ -80,6 +109,26 @@ class Run(Strict):
     result: Literal["ids", "bitmap", "histogram"] = "bitmap"
     """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record; with `histogram` first
     a histogram of the scores per query head, and ids in a second pass, when the GPU has set the threshold."""
+    prefetch: Prefetch | None = None
+    """Whether survivors are foretold and fetched ahead into a buffer in HBM."""
+
+    @model_validator(mode="after")
+    def _something_to_prefetch(self) -> Run:
+        read = self.policy.read
+        if self.prefetch is None or (read.scored and self.kv_tier != "hbm" and read.cache is None):
+            return self
+        raise MisfitError(
+            f"found prefetch for policy {self.policy.name} with KV in {self.kv_tier}, "
+            "expected a policy that selects by score, without a cache, and kv_tier other than hbm",
+            "prefetch",
+        )
+
+    @model_validator(mode="after")
+    def _archive_has_tokens(self) -> Run:
+        if self.archive_tier is not None and self.policy.archive is None:
+            message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
+            raise MisfitError(message, "archive_tier")
+        return self
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:
@@ -105,6 +154,7 @@ class Scenario(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
     baseline: tuple[Label, ...] = ()
     runs: Annotated[dict[Label, Run], Field(min_length=1)]
     require: tuple[Text, ...] = ()
@@ -133,7 +183,8 @@ def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
     label, _, figure = found[1].partition(".")
     if label not in labels:
         raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)
-    if figure not in FIGURES and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
-        close = difflib.get_close_matches(figure, FIGURES, 1, 0.5) or ["quality.lost_mass.max"]
+    known = (*FIGURES, *(f"serving.{name}" for name in SERVING))
+    if figure not in known and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
+        close = difflib.get_close_matches(figure, known, 1, 0.5) or ["quality.lost_mass.max"]
         message = f"found {found[1]!r}, which is no number of metrics.json, expected one, e.g. '{label}.{close[0]}'"
         raise MisfitError(message, "require", index)

@@ -91,6 +91,11 @@ def _record_size(piece_bytes: float) -> int:
     return int(2**exponent)
 
 
+def peak_bandwidth(memory: Memory) -> float:
+    """Return the raw rate of all channels as far as the controller passes it on, bytes/s."""
+    return memory.channels * memory.efficiency * dram.peak_bandwidth(timing_of(memory.dram))
+
+
 class DramMedia:
     """Channels of one DRAM part, as the resources `NAME.bus` and `NAME.activations`."""
 
@@ -98,7 +103,7 @@ class DramMedia:
         self.memory = memory
         self.part = memory.dram
         timing = timing_of(memory.dram)
-        self.peak = memory.channels * memory.efficiency * dram.peak_bandwidth(timing)
+        self.peak = peak_bandwidth(memory)
         self.bus = network.resource(f"{name}.bus", self.peak, self._left_by_turns)
         self.activation_rate = memory.channels * dram.activation_rate(timing)
         self.activations = network.resource(f"{name}.activations", self.activation_rate)
@@ -111,6 +116,10 @@ class DramMedia:
     def _bandwidth(self, pattern: Pattern) -> float:
         """Return what all channels give a pattern at saturation, bytes/s."""
         return self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
+
+    def streamed(self, write_share: float) -> float:
+        """Return the bytes/s of a stream of which a share are writes."""
+        return min(self.peak, self.peak / self._stream_cost(write_share))
 
     def _stream(self, *, write: bool = False) -> Leg:
         """Return the cost of a long run of consecutive bytes."""

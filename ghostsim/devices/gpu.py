@@ -7,7 +7,7 @@ from functools import lru_cache
 from ghostsim.config.hardware import Gpu
 from ghostsim.config.model import Model
 from ghostsim.devices.dma_engine import DmaEngine
-from ghostsim.devices.gpu_arch import attention_params, gemm_params
+from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
 from ghostsim.devices.hbm import Hbm
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Costs, Leg, join, rounded
@@ -17,7 +17,6 @@ from ghostsim.timing.gpu_kernels import (
     AttentionShape,
     GemmShape,
     GemmSplit,
-    GpuSpec,
     KernelSplit,
     attention_split,
     gemm_split,
@@ -49,7 +48,7 @@ class GpuDevice:
         self.window = network.resource(f"{name}.read_window", float(part.read_window))
         self.filter = in_silicon(network, name, part.filter, self.hbm.stream) if part.filter else None
         self.weight = float(part.sms * _BYTES_PER_SM)
-        self.spec = GpuSpec(part.sms, part.tensor, self.hbm.peak, part.l2)
+        self.spec = gpu_spec(part)
         self.gemm_split = lru_cache(maxsize=256)(self._gemm_split)
         self.attention_split = lru_cache(maxsize=4096)(self._attention_split)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ghostsim.config.scenario import REQUIREMENT
 from ghostsim.errors import ConfigError
 
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq,
 }  # fmt: skip
 
@@ -29,13 +29,20 @@ def _check(bound: str, runs: Mapping[str, Any]) -> str:
     found = REQUIREMENT.match(bound)
     assert found is not None  # the scenario's validator has seen to it
     path, sign, number = found.groups()
-    value = _look_up(path, runs)
+    value = figure(path, runs)
     return (
-        "" if _OPERATORS[sign](value, float(number)) else f"require: found {path} = {value!r}, expected {sign} {number}"
+        "" if OPERATORS[sign](value, float(number)) else f"require: found {path} = {value!r}, expected {sign} {number}"
     )
 
 
-def _look_up(path: str, runs: Mapping[str, Any]) -> float:
+def figure(path: str, runs: Mapping[str, Any], *, total: bool = False) -> float:
+    """Return the number of a run at a dotted path, ``LABEL.step_ms.p95``; with `total` a table counts as its sum.
+
+    Raises
+    ------
+    ConfigError
+        If the path names no number.
+    """
     node: Any = runs
     rest = path
     while rest and isinstance(node, Mapping):
@@ -45,6 +52,16 @@ def _look_up(path: str, runs: Mapping[str, Any]) -> float:
         node, rest = node[key], rest[len(key) + 1 :]
     if node is None:
         raise ConfigError(f"require: found {path!r}, which this policy does not have, expected the path of a number")
+    if total and not rest and isinstance(node, Mapping):
+        return sum(_leaves(node))
     if rest or isinstance(node, bool) or not isinstance(node, int | float):
         raise ConfigError(f"require: found {path!r} = {node!r}, expected the path of a number")
     return float(node)
+
+
+def _leaves(node: Mapping[str, Any]) -> Iterator[float]:
+    for value in node.values():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield float(value)

@@ -30,7 +30,7 @@ from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
-from ghostsim.policy.placement import Placement
+from ghostsim.policy.placement import FROM_TIER, Placement
 
 _DECIDED = "threshold"
 _DOWN = ("query", _DECIDED)
@@ -119,7 +119,7 @@ class Binder:
         self.stages = tuple(stages)
         self.resident = False
         self.gpu = machine.gpu
-        away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
+        away = dict.fromkeys((placement.kv_tier, placement.archive, *((placement.index_tier,) if stages else ())))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
         self._check_fetch()
         self.scanners = self._scanners() if stages and placement.near_memory else ()
@@ -188,7 +188,9 @@ class Binder:
             case "filter":
                 return self._bind_filter(name)
             case "read":
-                return self._bind_read()
+                return self._bind_read(tiers[role])
+            case "migrate" if name.startswith("recall") or (away and name in FROM_TIER):
+                return self._bind_read(tiers[role])
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])
@@ -290,15 +292,15 @@ class Binder:
 
     # --- between tiers ---
 
-    def _bind_read(self) -> Bound:
-        sites = self.sites[self.placement.kv_tier]
+    def _bind_read(self, tier: str) -> Bound:
+        sites = self.sites[tier]
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
             templates = [self._fetch(site, piece, site.records(row.runs)) for site in sites]
             return _job(row.nbytes, sites, templates)
 
-        return Bound(make, f"{self.placement.kv_tier} fetch", _shares(sites))
+        return Bound(make, f"{tier} fetch", _shares(sites))
 
     def _new_fetch(self, site: _Site[Store], piece: int, records: int) -> _Template:
         return self._template(site, *self._arrive(site, piece, records), _gate(site.devices[0]))

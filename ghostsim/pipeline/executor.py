@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ghostsim.devices.job import Part
 from ghostsim.devices.leg import Load, queueing_ps
 from ghostsim.engine.clock import PS_PER_S
-from ghostsim.engine.network import Network
+from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
 from ghostsim.pipeline.binding import Bound, Row
 from ghostsim.plan.plan import Plan
@@ -29,14 +29,17 @@ _LONGEST_PS = 100 * 86_400 * PS_PER_S
 class Times:
     """When each row of a plan ran, in ps.
 
-    A row's time is its delay (launch, latency), the time its flows take alone, and the rest: waiting for
-    servers and for the share that others had.
+    A row's time is its wait for a server, its delay (launch, latency), the time its flows take alone, and the
+    rest: the share of bandwidth that others had.
     """
 
     start: Ints
     finish: Ints
+    wait: Ints
     delay: Ints
     service: Ints
+    classes: Sequence[FlowClass | None] = field(repr=False)
+    """Class of the flow of each row that ended last; none where a row had no work."""
 
 
 class Executor:
@@ -49,7 +52,8 @@ class Executor:
         self.waiting = np.diff(plan.offsets).tolist()
         self.successors = _successors(plan)
         rows = len(plan)
-        self.start, self.finish, self.delay, self.service = ([0] * rows for _ in range(4))
+        self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
+        self.classes: list[FlowClass | None] = [None] * rows
         self.ready: deque[int] = deque()
         self.finished = 0
         self.draining = False
@@ -73,8 +77,9 @@ class Executor:
         if self.env.now > _LONGEST_PS:
             days = f"{self.env.now / PS_PER_S / 86_400:.3g} days"
             raise GhostsimError(f"found steps that take {days} in all, expected less than 100, e.g. fewer steps")
-        columns = (np.array(column, np.int64) for column in (self.start, self.finish, self.delay, self.service))
-        return Times(*columns)
+        columns = (self.start, self.finish, self.wait, self.delay, self.service)
+        start, finish, wait, delay, service = (np.array(column, np.int64) for column in columns)
+        return Times(start, finish, wait, delay, service, self.classes)
 
     def _drain(self) -> None:
         """Start what is ready; rows without work end at once and may make more ready."""
@@ -92,31 +97,35 @@ class Executor:
             self._end(row)
             return
         delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
-        if loads and parts[0][2] is None:
-            delay_ps += queueing_ps(self.network, loads)
         self.delay[row] = delay_ps
-        done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
+        if loads and parts[0][2] is None:
+            self.wait[row] = queueing_ps(self.network, loads)
+        self.classes[row] = parts[0].flow_class
+        last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
         for part in parts:
             flow_class, nbytes, server = part
+            done = last if len(parts) == 1 else partial(last, flow_class)
             self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
-                self.network.start(flow_class, nbytes, done, delay_ps)
+                self.network.start(flow_class, nbytes, done, self.wait[row] + delay_ps)
             else:
                 server.submit(partial(self._serve, row, part, loads), done)
 
     def _serve(self, row: int, part: Part, loads: tuple[Load, ...], release: Callable[[], object]) -> None:
         """Start a flow whose turn has come; what it waits for is as busy as it is now."""
         waits_ps = queueing_ps(self.network, loads)
+        self.wait[row] = int(self.env.now) - self.start[row] + waits_ps
         self.network.start(part.flow_class, part.nbytes, release, self.delay[row] + waits_ps)
 
-    def _last_of(self, parts: int, row: int) -> Callable[[], None]:
-        """Return what ends a row when the last of its parts calls it."""
+    def _last_of(self, parts: int, row: int) -> Callable[..., None]:
+        """Return what ends a row when the last of its parts calls it, with the class of that part."""
         left = parts
 
-        def part_done() -> None:
+        def part_done(flow_class: FlowClass) -> None:
             nonlocal left
             left -= 1
             if not left:
+                self.classes[row] = flow_class
                 self._end(row)
 
         return part_done

@@ -97,10 +97,10 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         for name, each in zip(names, sides, strict=True)
         if each is not None
     ]
-    parts = [_columns([list(_HEADER), *rows])]
+    parts = [columns([list(_HEADER), *rows])]
     if found["config"]:
         settings = [[path, *map(said, values)] for path, values in found["config"].items()]
-        parts.append(_columns([["setting", *names], *settings]))
+        parts.append(columns([["setting", *names], *settings]))
     elif len(names) > 1:
         parts.append("the configurations are the same")
     return "\n\n".join(parts)
@@ -114,7 +114,8 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
     return [*cells, f"{figures['lost_mass_max']:.3g}", f"{figures['energy_mj_per_token']:.4g}"]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines in columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ghostsim.errors import GhostsimError
 from ghostsim.sweep import store, worker
+from ghostsim.sweep.cluster import WorkerLostError, cluster
+from ghostsim.sweep.pace import Pace
 from ghostsim.sweep.points import EffectiveSweep, Point, effective_sweep, resolve
 from ghostsim.sweep.worker import Outcome, Task
 
@@ -27,7 +29,7 @@ _FEW_POINTS = 32
 _MOST_PACKED = 5000
 """Points whose scenarios are kept, at 20 to 100 KB each; those of a larger sweep are loaded twice."""
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_DIED = "found that the process of this point died (killed, or out of memory), expected it to end by itself"
+DIED = "found that the process of this point died (killed, or out of memory), expected it to end by itself"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class SweepResult:
     done: int
     failed: int
     folder: Path
+    missed: int = 0
+    """Points done that miss a `require:` bound."""
 
 
 def run_sweep(
@@ -48,6 +52,7 @@ def run_sweep(
     resume: bool = False,
     progress: Progress | None = None,
     reports: bool = False,
+    scheduler: str | None = None,
 ) -> SweepResult:
     """Run every point of a sweep into a store; a point that fails is a row of its table.
 
@@ -67,6 +72,8 @@ def run_sweep(
         Called with a line about what is being done.
     reports
         Write timeline and report of every point that is computed.
+    scheduler
+        Address of a Dask scheduler, whose workers compute the points instead; they see `out` under the same path.
 
     Raises
     ------
@@ -77,25 +84,38 @@ def run_sweep(
     StoreError
         If `resume` finds no valid store.
     """
-    say = progress or (lambda _: None)
-    jobs = jobs or min(os.cpu_count() or 1, _MAX_JOBS)
     effective = effective_sweep(sweep, sets)
+    crew = Crew(jobs, scheduler)
+    crew.check()
+    open_store(out, effective.document, store.SWEEP, resume=resume)
+    return run_points(out, effective, crew, progress, reports=reports)
+
+
+def open_store(out: Path, document: Mapping[str, Any], name: str, *, resume: bool) -> None:
+    """Make the store of `document`, or see that `out` is one and remove what killed processes left in it."""
     if resume:
-        store.check(out, effective.document)
+        store.check(out, document, name)
         store.clean(out)
     else:
-        store.create(out, effective.document)
-    points = _resolve(effective, jobs, say)
-    return _Run(out.resolve(), effective, points, jobs, reports, say).run(out)
+        store.create(out, document, name)
+
+
+def run_points(
+    out: Path, effective: EffectiveSweep, crew: Crew, progress: Progress | None = None, *, reports: bool = False
+) -> SweepResult:
+    """Run every point of a sweep into a store that is there."""
+    say = progress or (lambda _: None)
+    points = _resolve(effective, crew.jobs, say)
+    return _Run(out.resolve(), effective, points, crew, reports, say).run(out)
 
 
 def _resolve(effective: EffectiveSweep, jobs: int, say: Progress) -> list[Point]:
-    settings, scenario = effective.settings(), effective.sweep.scenario
+    settings, source = effective.settings(), effective.source
     say(f"resolve {len(settings)} points")
-    tasks = [(scenario, each, len(settings) <= _MOST_PACKED) for each in settings]
+    tasks = [(source, each, len(settings) <= _MOST_PACKED) for each in settings]
     if jobs == 1 or len(settings) <= _FEW_POINTS:
         return [resolve(*task) for task in tasks]
-    with _processes(jobs) as pool:
+    with processes(jobs) as pool:
         try:
             return list(pool.map(worker.resolve_task, tasks, chunksize=8))
         except BrokenProcessPool:
@@ -116,7 +136,7 @@ class _Here(Executor):
 
 
 @contextmanager
-def _processes(jobs: int) -> Iterator[Executor]:
+def processes(jobs: int) -> Iterator[Executor]:
     """Yield an executor of processes with one thread each; an exception ends them and what they started at once."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     others = set(multiprocessing.active_children())
@@ -148,6 +168,32 @@ def _kill(pid: int | None) -> None:
 @contextmanager
 def _here() -> Iterator[Executor]:
     yield _Here()
+
+
+class Crew:
+    """Who computes points: this process, `jobs` processes (0: one per processor, at most 4), or a Dask cluster."""
+
+    def __init__(self, jobs: int, scheduler: str | None = None) -> None:
+        self.jobs = jobs or min(os.cpu_count() or 1, _MAX_JOBS)
+        self.scheduler = scheduler
+
+    def check(self) -> None:
+        """Refuse a cluster that does not answer, before anything is written.
+
+        Raises
+        ------
+        UsageError
+            If Dask is not installed, or nothing answers at the address.
+        """
+        if self.scheduler is not None:
+            with self.executor():
+                pass
+
+    def executor(self) -> AbstractContextManager[Executor]:
+        """Return the executor, which ends with the context."""
+        if self.scheduler is not None:
+            return cluster(self.scheduler)
+        return _here() if self.jobs == 1 else processes(self.jobs)
 
 
 # --- the sweep ---------------------------------------------------------------------------------------------------
@@ -189,11 +235,12 @@ class _Run:
     """The state of one sweep while it runs."""
 
     def __init__(
-        self, folder: Path, effective: EffectiveSweep, points: Sequence[Point], jobs: int, reports: bool, say: Progress
+        self, folder: Path, effective: EffectiveSweep, points: Sequence[Point], crew: Crew, reports: bool, say: Progress
     ) -> None:
         settings = effective.settings()
-        self._say, self._jobs = say, jobs
-        self._table = store.Table(folder, [point.name for point in points], effective.fields, settings)
+        self._say, self._crew = say, crew
+        bounds = {point.name: point.require for point in points}
+        self._table = store.Table(folder, [point.name for point in points], effective.fields, settings, bounds)
         broken = {point.name: point.error for point in points if point.error is not None}
         whole = [(point, each) for point, each in zip(points, settings, strict=True) if point.error is None]
         for point in points:
@@ -201,12 +248,14 @@ class _Run:
                 self._table.put(point.name, broken.get(point.name))
         missing = {point.name: (point, each) for point, each in whole if not store.is_done(folder, point.name)}
         keys = frozenset().union(*(point.selections for point, _ in missing.values()))
-        inner = jobs if len({point.selections for point, _ in missing.values()}) < jobs else 1
+        inner = crew.jobs if len({point.selections for point, _ in missing.values()}) < crew.jobs else 1
+        inner = inner if crew.scheduler is None else 1
         self._tasks = {
-            name: Task(folder, effective.sweep.scenario, each, name, inner, reports, point.packed)
+            name: Task(folder, effective.source, each, name, inner, reports, point.packed)
             for name, (point, each) in missing.items()
         }
         self._queue = _Queue({name: point.selections & keys for name, (point, _) in missing.items()})
+        self._pace = Pace(len(missing))
 
     def run(self, out: Path) -> SweepResult:
         """Compute everything that is missing; whatever ends it, the table says what is there."""
@@ -217,12 +266,12 @@ class _Run:
         finally:
             self._table.write(last=True)
         worker.trim()
-        return SweepResult(self._table.count("done"), self._table.count("failed"), out)
+        return SweepResult(self._table.count("done"), self._table.count("failed"), out, self._table.missed)
 
     def _run_until_a_process_dies(self) -> None:
         running: dict[Future[Outcome], str] = {}
         lost: list[str] = []
-        with _here() if self._jobs == 1 else _processes(self._jobs) as pool:
+        with self._crew.executor() as pool:
             while not lost and (self._fill(pool, running) or running):
                 ended = wait(running, return_when=FIRST_COMPLETED).done
                 lost = [point for future in ended if (point := self._end(future, running.pop(future))) is not None]
@@ -234,8 +283,9 @@ class _Run:
     def _fill(self, pool: Executor, running: dict[Future[Outcome], str]) -> bool:
         """Start points until every process has one; tell whether one was started."""
         started = False
-        while len(running) < self._jobs and (point := self._queue.take()) is not None:
-            running[_submit(pool, self._tasks[point])] = point
+        room = getattr(pool, "room", self._crew.jobs)
+        while len(running) < room and (point := self._queue.take()) is not None:
+            running[submit(pool, self._tasks[point])] = point
             started = True
         return started
 
@@ -245,30 +295,36 @@ class _Run:
             outcome = future.result()
         except BrokenProcessPool:
             return point
+        except WorkerLostError:
+            outcome = Outcome(error=DIED)
         self._note(point, outcome)
         return None
 
     def _note(self, point: str, outcome: Outcome) -> None:
+        if outcome.unwritable:
+            raise GhostsimError(
+                f"found that the store cannot be written ({outcome.error}), expected room; then --resume"
+            )
         self._queue.ended(point, again=outcome.busy)
         if outcome.busy:
             self._tasks[point] = replace(self._tasks[point], wait=True)
             return
         self._table.put(point, outcome.error)
         counts = f"{self._table.count('done')} points done, {self._table.count('failed')} failed"
-        self._say(f"{counts}, {self._table.count('pending')} to come")
+        self._say(f"{counts}, {self._table.count('pending')} to come{self._pace.after_one()}")
 
     def _run_alone(self, point: str) -> None:
         """Compute a point in a process of its own: of those that ran when one died, this tells which one it was."""
-        with _processes(1) as pool:
+        with processes(1) as pool:
             try:
-                outcome = _submit(pool, self._tasks[point]).result()
+                outcome = submit(pool, self._tasks[point]).result()
             except BrokenProcessPool:
-                outcome = Outcome(error=_DIED)
+                outcome = Outcome(error=DIED)
         self._note(point, outcome)
         self._table.write()
 
 
-def _submit(pool: Executor, task: Task) -> Future[Outcome]:
+def submit(pool: Executor, task: Task) -> Future[Outcome]:
     """Submit a task; a pool that broke in the meantime breaks its future."""
     try:
         return pool.submit(worker.compute, task)

@@ -6,19 +6,41 @@ import pickle
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ghostsim
 from ghostsim import cache
-from ghostsim.config.load import LoadedScenario, load_scenario, load_sweep
+from ghostsim.config.load import LoadedScenario, ScenarioFamily, load_sweep
 from ghostsim.config.scenario import Run, Scenario
 from ghostsim.config.settings import parse_setting
 from ghostsim.config.sweep import Sweep, as_sets
 from ghostsim.errors import ConfigError, GhostsimError
+from ghostsim.serving import request_files
 from ghostsim.trace.format import MANIFEST, file_sha256, find_trace
 
 _POINT_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scenario by file or bundled name, and the labels of the runs to keep; none keeps all."""
+
+    scenario: str
+    runs: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> Path | None:
+        """The folder that names in the scenario start from; None for a bundled scenario."""
+        path = Path(self.scenario)
+        return path.resolve().parent if path.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def family(source: Source) -> ScenarioFamily:
+    """Return the scenario of all points of a source, read once in a process."""
+    return ScenarioFamily(source.scenario, source.runs)
 
 
 @dataclass(frozen=True)
@@ -31,8 +53,12 @@ class EffectiveSweep:
     @property
     def fields(self) -> tuple[str, ...]:
         """The dotted paths of everything that is set, in the order of the sweep."""
-        listed = [path for point in self.sweep.points for path in point]
-        return tuple(dict.fromkeys([*self.sweep.grid, *self.sweep.zip, *listed]))
+        return tuple(path for paths in self.sweep.axes().values() for path in paths)
+
+    @property
+    def source(self) -> Source:
+        """What the points are made of."""
+        return Source(self.sweep.scenario, self.sweep.runs)
 
     def settings(self) -> list[dict[str, Any]]:
         """Return what each point sets, in the order of the sweep."""
@@ -41,10 +67,11 @@ class EffectiveSweep:
 
 @dataclass(frozen=True)
 class Point:
-    """A point that was resolved: its name, and the keys of the Selections it needs; or why it is none."""
+    """A point that was resolved: its name, the keys of the Selections it needs and its bounds; or why it is none."""
 
     name: str
     selections: frozenset[str] = frozenset()
+    require: tuple[str, ...] = ()
     error: str | None = None
     packed: bytes | None = None
     """The loaded scenario, as `packed` makes it, for the process that computes the point."""
@@ -58,8 +85,9 @@ def effective_sweep(sweep: str | Path, sets: Iterable[str] = ()) -> EffectiveSwe
     ConfigError
         If the sweep, its first point or a set is invalid, or the sweep itself varies what is set.
     """
+    family.cache_clear()
     loaded = load_sweep(sweep)
-    fixed = _fixed(sets)
+    fixed = fixed_fields(sets)
     varied = EffectiveSweep(loaded.document, loaded.value).fields
     for path in fixed:
         if path in varied:
@@ -69,30 +97,30 @@ def effective_sweep(sweep: str | Path, sets: Iterable[str] = ()) -> EffectiveSwe
     grid = {path: [value] for path, value in fixed.items()} | dict(loaded.document.get("grid") or {})
     document = loaded.document | {"grid": grid}
     effective = EffectiveSweep(document, Sweep.model_validate(document))
-    load_scenario(effective.sweep.scenario, as_sets(effective.settings()[0]))
+    family(effective.source).load(as_sets(effective.settings()[0]))
     return effective
 
 
-def _fixed(sets: Iterable[str]) -> dict[str, Any]:
+def fixed_fields(sets: Iterable[str]) -> dict[str, Any]:
+    """Return ``PATH=VALUE`` changes as values by dotted path."""
     settings = [parse_setting(text) for text in sets]
     return {".".join(setting.path): setting.value.plain() for setting in settings}
 
 
-def scenario_folder(scenario: str) -> Path | None:
-    """Return the folder that names in a scenario start from; None for a bundled scenario."""
-    path = Path(scenario)
-    return path.resolve().parent if path.is_file() else None
-
-
-def resolve(scenario: str, settings: Mapping[str, Any], pack: bool = False) -> Point:
+def resolve(source: Source, settings: Mapping[str, Any], pack: bool = False) -> Point:
     """Name the point of a scenario under `settings`; what is wrong with it becomes its error."""
     try:
-        loaded = load_scenario(scenario, as_sets(settings))
-        traces = _traces(loaded.scenario, scenario_folder(scenario))
+        loaded = family(source).load(as_sets(settings))
+        traces = _traces(loaded.scenario, source.base)
     except GhostsimError as error:
-        return Point(cache.digest({"scenario": scenario, "settings": settings})[:_POINT_DIGITS], error=str(error))
-    keys = frozenset(_selection_keys(loaded.scenario, traces))
-    return Point(point_name(loaded, traces), keys, packed=packed(loaded) if pack else None)
+        key = {"scenario": source.scenario, "runs": list(source.runs), "settings": dict(settings)}
+        return Point(cache.digest(key)[:_POINT_DIGITS], error=str(error))
+    return Point(
+        name=point_name(loaded, traces),
+        selections=frozenset(_selection_keys(loaded.scenario, traces)),
+        require=loaded.scenario.require,
+        packed=packed(loaded) if pack else None,
+    )
 
 
 def packed(loaded: LoadedScenario) -> bytes:
@@ -120,7 +148,7 @@ def point_name(loaded: LoadedScenario, traces: Mapping[str, str]) -> str:
 def _traces(scenario: Scenario, base: Path | None) -> dict[str, str]:
     """Return the hash of each trace; its manifest holds the hashes of its arrays."""
     names = dict.fromkeys(name for run in scenario.runs.values() for name in run.workload.trace)
-    return {name: file_sha256(find_trace(name, base) / MANIFEST) for name in names}
+    return {name: file_sha256(find_trace(name, base) / MANIFEST) for name in names} | request_files(scenario)
 
 
 def _selection_keys(scenario: Scenario, traces: Mapping[str, str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The store of a sweep: ``sweep.yaml``, one run folder per finished point under ``points/``, and ``points.csv``.
+"""The store of a sweep or a search: its document, a run folder per finished point in ``points/``, ``points.csv``.
 
 A point is finished when its folder is there, and it appears by rename: whatever kills a process costs the points in
 flight. ``points.csv`` is made from the folders. Two processes may work on one store; each locks the point it computes.
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from typing import Any, Literal
 from ghostsim.config.document import dump, read
 from ghostsim.errors import ConfigError, Location, StoreError, UsageError
 from ghostsim.export.run_folder import staged
+from ghostsim.metrics.require import missed
 
-SWEEP, POINTS, TABLE = "sweep.yaml", "points", "points.csv"
+SWEEP, SEARCH, POINTS, TABLE = "sweep.yaml", "search.yaml", "points", "points.csv"
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
 _UNSAID = ("name", "summary")
@@ -35,8 +37,8 @@ Status = Literal["done", "failed", "pending"]
 # --- the folder ------------------------------------------------------------------------------------------------
 
 
-def create(folder: Path, document: Mapping[str, Any]) -> None:
-    """Make an empty store.
+def create(folder: Path, document: Mapping[str, Any], name: str = SWEEP) -> None:
+    """Make an empty store, which holds `document` under a file name.
 
     Raises
     ------
@@ -45,31 +47,36 @@ def create(folder: Path, document: Mapping[str, Any]) -> None:
     """
     if folder.exists():
         raise UsageError(f"--out: found {folder}, which exists; expected a new folder, or --resume to continue a store")
-    with staged(folder, marker=SWEEP) as temporary:
-        (temporary / SWEEP).write_text(dump(dict(document)), encoding="utf-8")
+    with staged(folder, marker=name) as temporary:
+        (temporary / name).write_text(dump(dict(document)), encoding="utf-8")
         (temporary / POINTS).mkdir()
 
 
-def check(folder: Path, document: Mapping[str, Any]) -> None:
-    """Check that `folder` is a store of the sweep `document`.
+def check(folder: Path, document: Mapping[str, Any], name: str = SWEEP) -> None:
+    """Check that `folder` is a store of `document`, and that it can be written.
 
     Raises
     ------
     StoreError
         If it is no store.
     UsageError
-        If it is the store of another sweep.
+        If it is the store of another sweep or search, or cannot be written.
     """
-    if not (folder / SWEEP).is_file() or not (folder / POINTS).is_dir():
+    kind = Path(name).stem
+    if not (folder / name).is_file() or not (folder / POINTS).is_dir():
         raise StoreError(
-            f"found no {SWEEP} and {POINTS}, expected a store that `ghostsim sweep` wrote", Location(folder)
+            f"found no {name} and {POINTS}, expected a store that `ghostsim {kind}` wrote", Location(folder)
         )
     try:
-        stored = read(folder / SWEEP)[0].plain()
+        stored = read(folder / name)[0].plain()
     except ConfigError as error:
         raise StoreError(str(error)) from None
     if _identity(stored) != _identity(document):
-        raise UsageError(f"--resume: found the store of another sweep in {folder}, expected a store of this one")
+        raise UsageError(f"--resume: found the store of another {kind} in {folder}, expected a store of this one")
+    try:
+        (folder / _LOCK).open("a+b").close()
+    except OSError as error:
+        raise UsageError(f"--out: found {folder}, expected a folder that can be written: {error.strerror}") from None
 
 
 def _identity(document: Mapping[str, Any]) -> str:
@@ -82,8 +89,10 @@ def claimed(folder: Path, point: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a point, which ends with the process; yields False where another process has it."""
     offset = int(point, 16) % (1 << 62)
     with (folder / _LOCK).open("a+b") as file:
+        # of the open file, not of the process: threads lock each other out, and closing one file frees one point
+        wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, wanted)
         except (BlockingIOError, PermissionError):
             yield False
             return
@@ -140,13 +149,21 @@ def _cell(value: object) -> str:
 class Table:
     """``points.csv``: one row per point in the order of the sweep, rewritten as points end.
 
-    Columns: point, status, error, the swept fields, and the figures of all finished points.
+    Columns: point, status, error, missed (the `require:` bounds that a finished point misses), the swept fields, and
+    the figures of all finished points.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], fields: Sequence[str], settings: Sequence[Mapping[str, Any]]
+        self,
+        folder: Path,
+        names: Sequence[str],
+        fields: Sequence[str],
+        settings: Sequence[Mapping[str, Any]],
+        bounds: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._folder, self._names = folder, names
+        self._bounds = bounds or {}
+        self._missed: dict[str, str] = {}
         self._fields = tuple(fields)
         self._settings = [[_cell(point[path]) if path in point else "" for path in fields] for point in settings]
         self._states: dict[str, tuple[Status, str]] = dict.fromkeys(names, ("pending", ""))
@@ -161,6 +178,11 @@ class Table:
     def count(self, status: Status) -> int:
         """Return the number of rows with a status."""
         return sum(self._states[name][0] == status for name in self._names)
+
+    @property
+    def missed(self) -> int:
+        """Number of rows that miss a bound."""
+        return sum(name in self._missed for name in self._names)
 
     def put(self, name: str, error: str | None = None) -> None:
         """Note that a point is done, or failed with `error`.
@@ -191,7 +213,9 @@ class Table:
             return {}
         path = self._folder / POINTS / name / "metrics.json"
         try:
-            return flattened(json.loads(path.read_text(encoding="utf-8")))
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            self._judge(name, metrics)
+            return flattened(metrics)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
             raise StoreError(
@@ -200,10 +224,20 @@ class Table:
                 Location(path),
             ) from None
 
+    def _judge(self, name: str, metrics: Mapping[str, Any]) -> None:
+        try:
+            sentences = missed(self._bounds.get(name, ()), metrics)
+        except ConfigError as error:
+            sentences = [str(error)]
+        if sentences:
+            self._missed[name] = "; ".join(sentences)
+
     def _format(self, name: str, figures: Mapping[str, Any]) -> None:
         numbers = [_cell(figures[column]) if figures.get(column) is not None else "" for column in self._columns]
         for row in self._rows[name]:
-            self._lines[row] = _line([name, *self._states[name], *self._settings[row], *numbers])
+            self._lines[row] = _line(
+                [name, *self._states[name], self._missed.get(name, ""), *self._settings[row], *numbers]
+            )
 
     def write(self, *, last: bool = False) -> None:
         """Replace the file; in the middle of a large sweep only as often as is cheap."""
@@ -212,11 +246,14 @@ class Table:
             return
         for name in dict.fromkeys(name for row, name in enumerate(self._names) if row not in self._lines):
             self._format(name, self._figures(name))
-        header = _line(["point", "status", "error", *self._fields, *self._columns])
+        header = _line(["point", "status", "error", "missed", *self._fields, *self._columns])
         temporary = self._folder / f"{_TEMPORARY}{os.getpid()}-{TABLE}"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.writelines([header, *(self._lines[row] for row in range(len(self._names)))])
-        temporary.replace(self._folder / TABLE)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.writelines([header, *(self._lines[row] for row in range(len(self._names)))])
+            temporary.replace(self._folder / TABLE)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._ended = time.perf_counter()
         self._cost = self._ended - begun
 

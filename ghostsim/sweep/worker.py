@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
 from importlib.metadata import version
@@ -18,17 +20,19 @@ from typing import Any
 
 import ghostsim
 from ghostsim import cache
-from ghostsim.config.load import load_scenario
+from ghostsim.config.load import LoadedScenario
 from ghostsim.config.sweep import as_sets
 from ghostsim.errors import GhostsimError, StoreError
 from ghostsim.export.run_folder import write_run
 from ghostsim.simulation import simulate
 from ghostsim.sweep import store
-from ghostsim.sweep.points import Point, named, resolve, scenario_folder, unpacked
+from ghostsim.sweep.points import Point, Source, family, named, resolve, unpacked
 
 _KIND = "points"
 _MAX_BYTES = 1 << 30
 _FILES = ("manifest.json", "config.yaml", "metrics.json", "steps.csv")
+_SERVED = ("requests.csv", "serving.csv")
+"""Files of scenarios that serve requests."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Task:
     """One point to be computed into the store `folder`."""
 
     folder: Path
-    scenario: str
+    source: Source
     settings: Mapping[str, Any]
     point: str
     jobs: int
@@ -54,6 +58,8 @@ class Outcome:
 
     error: str | None = None
     busy: bool = False
+    unwritable: bool = False
+    """Whether the store cannot be written, which no other point will survive either."""
 
 
 def start_worker() -> None:
@@ -75,8 +81,8 @@ def _end_with_parent() -> None:
         _end_group()
 
 
-def resolve_task(task: tuple[str, Mapping[str, Any], bool]) -> Point:
-    """Resolve the point of (scenario, settings) and, if the third says so, pack it."""
+def resolve_task(task: tuple[Source, Mapping[str, Any], bool]) -> Point:
+    """Resolve the point of (source, settings) and, if the third says so, pack it."""
     return resolve(*task)
 
 
@@ -90,26 +96,41 @@ def compute(task: Task) -> Outcome:
                 _compute(task)
     except GhostsimError as error:
         return Outcome(error=str(error))
-    except Exception as error:  # noqa: BLE001  (a point that meets a defect or a full disk is a row)
+    except OSError as error:
+        return Outcome(error=f"{error.filename or task.folder}: {error.strerror or error}", unwritable=_is_full(error))
+    except Exception as error:  # noqa: BLE001  (a point that meets a defect is a row)
         return Outcome(error=" ".join(f"{type(error).__name__}: {error}".split()))
     return Outcome()
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _compute(task: Task) -> None:
     with store.new_point(task.folder, task.point) as folder:
         if not task.reports and _recall(task.point, folder):
             return
-        base = scenario_folder(task.scenario)
-        loaded = unpacked(task.packed) if task.packed else load_scenario(task.scenario, as_sets(task.settings))
-        if named(loaded, base) != task.point:
-            raise StoreError("found a scenario or trace that changed while the sweep ran; run the sweep again")
-        result = simulate(loaded.scenario, base, task.jobs, where=loaded.at)
+        loaded = _loaded(task)
+        result = simulate(loaded.scenario, task.source.base, task.jobs, where=loaded.at)
         write_run(folder, result, loaded, sys.argv, timeline=task.reports)
-        _remember(task.point, folder)
+        with suppress(OSError):  # the memory of points is a convenience
+            _remember(task.point, folder)
         if task.reports:
             from ghostsim.report.page import write_report  # noqa: PLC0415  (slow, and seldom asked for)
 
             write_report(folder)
+
+
+def _loaded(task: Task) -> LoadedScenario:
+    """Return the scenario of a task, which must be what it was when the point got its name."""
+    loaded = unpacked(task.packed) if task.packed else family(task.source).load(as_sets(task.settings))
+    if named(loaded, task.source.base) != task.point:
+        family.cache_clear()
+        loaded = family(task.source).load(as_sets(task.settings))
+    if named(loaded, task.source.base) != task.point:
+        raise StoreError("found a scenario or trace that changed while the sweep ran; run the sweep again")
+    return loaded
 
 
 # --- points of other sweeps --------------------------------------------------------------------------------------
@@ -131,10 +152,14 @@ def _remember(point: str, folder: Path) -> None:
     """Keep a finished point for other sweeps."""
 
     def copy(entry: Path) -> None:
-        for name in _FILES:
+        for name in _present(folder):
             shutil.copyfile(folder / name, entry / name)
 
     cache.publish(_KIND, _key(point), copy)
+
+
+def _present(folder: Path) -> tuple[str, ...]:
+    return _FILES + tuple(name for name in _SERVED if (folder / name).exists())
 
 
 def _recall(point: str, folder: Path) -> bool:
@@ -143,7 +168,7 @@ def _recall(point: str, folder: Path) -> bool:
     try:
         if entry is None:
             return False
-        for name in _FILES:
+        for name in _present(entry):
             shutil.copyfile(entry / name, folder / name)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from ghostsim.trace.manifest import ArrayFields, ArraysFields, Manifest, Provena
 MANIFEST = "manifest.yaml"
 VERIFY_BELOW_BYTES = 256 << 20
 _BLOCK = 1 << 20
+_MOST_OPEN = 16
 _ROUNDING = 1e-4  # a certain token's loss may come out as a few rounding errors below 0
 _NPY_ERRORS = (
     ValueError,
@@ -150,14 +152,30 @@ def _unknown(given: Path, there: list[Path], names: list[str]) -> TraceError:
 def open_trace(name_or_path: str | Path, base: Path | None = None) -> Trace:
     """Open a trace by folder or by bundled name and check its manifest and its array headers.
 
-    The values too are checked (as by `check_trace`) where all arrays together are below `VERIFY_BELOW_BYTES`.
+    The values too are checked (as by `check_trace`) where all arrays together are below `VERIFY_BELOW_BYTES`. A trace
+    whose files have not changed since this process opened it is the one that was opened.
 
     Raises
     ------
     TraceError
         If the trace is missing or invalid.
     """
-    trace, manifest = _open(find_trace(name_or_path, base))
+    folder = find_trace(name_or_path, base)
+    return _opened(folder, _stamps(folder))
+
+
+def _stamps(folder: Path) -> tuple[tuple[object, ...], ...]:
+    """Return what changes when a file of a folder does."""
+    stamps = []
+    for file in sorted(folder.iterdir()):
+        stat = file.lstat()
+        stamps.append((file.name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size))
+    return tuple(stamps)
+
+
+@lru_cache(maxsize=_MOST_OPEN)
+def _opened(folder: Path, _: tuple[tuple[object, ...], ...]) -> Trace:
+    trace, manifest = _open(folder)
     if sum(array.nbytes for array in trace.arrays().values()) < VERIFY_BELOW_BYTES:
         _check_values(trace, manifest)
     return trace

@@ -1,6 +1,7 @@
 """Does a sweep compute every point once, whatever fails, dies or is interrupted?"""
 
 import csv
+import errno
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ghostsim.config.load import load_scenario
-from ghostsim.errors import ConfigError, StoreError, UsageError
+from ghostsim.errors import ConfigError, GhostsimError, StoreError, UsageError
 from ghostsim.sweep import worker
 from ghostsim.sweep.compare import compare_runs, comparison_text
 from ghostsim.sweep.executor import run_sweep
@@ -94,6 +95,69 @@ def test_a_row_has_the_figures_of_its_run_folder(sweep, tmp_path):
         assert ratio == float(row["offload.tokens_per_s"]) / float(row["full.tokens_per_s"])
 
 
+def test_points_are_drawn_from_ranges_and_choices(sweep, tmp_path):
+    fields = (
+        '{platform.devices.host0.root_complex: {from: "10 GB/s", to: "50 GB/s", scale: log}, workload.batch: [1, 2]}'
+    )
+    path = sweep(f"runs: [offload]\nlatin_hypercube: {{n: 4, seed: 7, fields: {fields}}}")
+    result = run_sweep(path, [], tmp_path / "out")
+    assert (result.done, result.failed) == (4, 0)
+    found = rows(result.folder)
+    assert sorted(row["workload.batch"] for row in found) == ["1", "1", "2", "2"]
+    assert all(10 <= float(row["platform.devices.host0.root_complex"].split()[0]) <= 50 for row in found)
+    assert not any(column.startswith("full.") for column in found[0])
+
+
+def test_only_the_runs_that_are_asked_for_are_simulated(sweep, tmp_path):
+    result = run_sweep(sweep(f"runs: [offload]\n{BATCHES}"), [], tmp_path / "out")
+    loaded = load_scenario(points(result.folder)[0] / "config.yaml").scenario
+    assert (list(loaded.runs), loaded.baseline) == (["offload"], ())
+
+
+def test_a_point_that_misses_a_bound_is_done_and_marked(sweep, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(SCENARIO + 'require: ["offload.batch <= 2"]\n')
+    result = run_sweep(sweep(BATCHES), [], tmp_path / "out")
+    assert (result.done, result.failed, result.missed) == (3, 0, 1)
+    assert [row["missed"] for row in rows(result.folder)] == [
+        "", "", "require: found offload.batch = 3.0, expected <= 2"]  # fmt: skip
+
+
+def test_progress_says_how_long_it_will_take(sweep, tmp_path):
+    said = []
+    run_sweep(sweep(BATCHES), [], tmp_path / "out", progress=said.append)
+    assert said[0] == "resolve 3 points"
+    assert said[1].startswith("1 points done, 0 failed, 2 to come, about ")
+    assert said[-1] == "3 points done, 0 failed, 0 to come"
+
+
+def test_a_full_disk_ends_the_sweep_and_loses_no_point(sweep, tmp_path, monkeypatch):
+    path, out, written = sweep(BATCHES), tmp_path / "out", []
+
+    def write_run(folder, *more, **options):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "metrics.json"))
+        written.append(folder)
+        real(folder, *more, **options)
+
+    monkeypatch.setenv("GHOSTSIM_CACHE", str(tmp_path / "cold"))
+    real = worker.write_run
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "write_run", write_run)
+        with pytest.raises(GhostsimError, match="No space left on device"):
+            run_sweep(path, [], out)
+    assert [row["status"] for row in rows(out)] == ["done", "pending", "pending"]
+    assert [name.startswith(".") for name in stamps(out)] == [False]
+    assert run_sweep(path, [], out, resume=True).done == 3
+
+
+def test_a_memory_of_points_that_cannot_be_written_costs_no_point(sweep, tmp_path, monkeypatch):
+    def remember(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(worker, "_remember", remember)
+    assert run_sweep(sweep("grid: {workload.batch: [5]}"), [], tmp_path / "out").done == 1
+
+
 def test_a_set_reaches_every_point_and_is_written_down(sweep, tmp_path):
     run_sweep(sweep(BATCHES), ["platform.name=mine"], tmp_path / "out")
     assert {row["full.platform"] for row in rows(tmp_path / "out")} == {"mine"}
@@ -144,7 +208,7 @@ def test_resume_tries_failed_points_again(sweep, tmp_path, monkeypatch):
 def test_two_stores_share_their_points(sweep, tmp_path, monkeypatch):
     run_sweep(sweep(BATCHES), [], tmp_path / "out")
     forbid_simulating(monkeypatch)
-    other = run_sweep(sweep("points: [{workload.batch: 3}, {workload.batch: 1}]", "other"), [], tmp_path / "other")
+    other = run_sweep(sweep("list: [{workload.batch: 3}, {workload.batch: 1}]", "other"), [], tmp_path / "other")
     assert other.done == 2
     assert set(stamps(tmp_path / "other")) < set(stamps(tmp_path / "out"))
 
@@ -283,6 +347,36 @@ def test_a_failed_point_ends_the_command_with_one(sweep, tmp_path, ghostsim, sel
     assert "Traceback" not in ended.stderr
 
 
+# --- on a cluster ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Dask's own, about sockets of processes that were killed
+def test_a_cluster_whose_workers_die_computes_the_same_table(sweep, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "tiny.yaml").write_text(SCENARIO.replace("steps: 2", "steps: 16"))
+    path, out = sweep("grid: {workload.batch: [1, 2, 3, 1000000, 4, 5, 6, 7]}"), tmp_path / "out"
+    here = run_sweep(path, [], tmp_path / "here")
+    monkeypatch.setenv("GHOSTSIM_CACHE", str(tmp_path / "cold"))
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        start(path, out, "--scheduler", cluster.scheduler_address) as process,
+    ):
+        until(lambda: out.exists() and any(not name.startswith(".") for name in stamps(out)), 200)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        ends = process.communicate(timeout=300)
+    assert process.returncode == 1, ends
+    assert (out / "points.csv").read_bytes() == (here.folder / "points.csv").read_bytes()
+
+
+@pytest.mark.parametrize("address", ["no-scheme", "tcp://127.0.0.1:9"])
+def test_a_scheduler_that_does_not_answer_is_one_line(sweep, tmp_path, refused, monkeypatch, address):
+    pytest.importorskip("distributed")
+    line = refused(2, "sweep", sweep(BATCHES), "--out", tmp_path / "out", "--scheduler", address)
+    assert line.startswith("error: --scheduler: found ")
+    assert not (tmp_path / "out").exists()
+
+
 # --- compare --------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +396,7 @@ def test_compare_names_the_settings_that_differ(sweep, tmp_path):
 
 
 def test_compare_aligns_runs_that_only_one_folder_has(sweep, tmp_path):
-    path = sweep("points: [{workload.batch: 1}, {runs.more: {policy: full, kv_tier: cxl}}]")
+    path = sweep("list: [{workload.batch: 1}, {runs.more: {policy: full, kv_tier: cxl}}]")
     found = compare_runs(points(run_sweep(path, [], tmp_path / "out").folder))
     assert found["labels"]["more"][0] is None
     assert found["labels"]["more"][1]["ratios"]["tokens_per_s"] == 1.0

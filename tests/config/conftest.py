@@ -121,6 +121,18 @@ scenario: scenario.yaml
 grid: {platform.links.up.width: [4, 8, 16]}
 zip: {workload.context: [32768, 131072], workload.batch: [16, 8]}
 """
+SEARCH = """\
+schema: 1
+scenario: scenario.yaml
+runs: [full, quest]
+summary: the smallest filter
+fields:
+  platform.links.up.width: [4, 8, 16]
+  platform.devices.cxl0.filter.macs: {from: 1 TMAC/s, to: 8 TMAC/s, scale: log}
+objectives: {platform.devices.cxl0.filter.macs: minimise, quest.energy_mj_per_token: minimise}
+subject_to: ["quest.step_ms.p95 <= 2 * full.step_ms.p95"]
+trials: 4
+"""
 FILES = {
     "dram": DRAM,
     "gpu": GPU,
@@ -132,6 +144,7 @@ FILES = {
     "quest": QUEST,
     "scenario": SCENARIO,
     "sweep": SWEEP,
+    "search": SEARCH,
 }
 
 

@@ -5,12 +5,22 @@ import re
 
 import pytest
 
-from ghostsim.config.load import load_any, load_model, load_part, load_platform, load_policy, load_scenario, load_sweep
+from ghostsim.config.load import (
+    load_any,
+    load_model,
+    load_part,
+    load_platform,
+    load_policy,
+    load_scenario,
+    load_search,
+    load_sweep,
+)
 from ghostsim.errors import ConfigError
 
 _LINE = re.compile(r"^\S+?\.yaml:\d+:\d+: .+$")
 
 # file, what is replaced, by what, place of the error (file:line:column), words in it
+DRAWN = "random: {n: 2, fields: {workload.steps: {from: 8, scale: log, "
 CASES = [
     # scenarios
     ("scenario", "baseline:", "baselin:", "scenario:6:1", "found the unknown key 'baselin', expected one of"),
@@ -287,8 +297,45 @@ CASES = [
     ("sweep", "links.up.width", "links.up.widht", "sweep:3:34", "did you mean 'width'"),
     ("sweep", "[4, 8, 16]", "[x, 8, 16]", "sweep:3:34", "found 'x', expected a whole number"),
     ("sweep", "scenario: scenario.yaml", "scenario: no_such", "sweep:2:11", "found no scenario named 'no_such'"),
-    ("sweep", "workload.context", "platform.links.up.width", "sweep:1:1", "in more than one of grid, zip and points"),
+    (
+        "sweep",
+        "workload.context",
+        "platform.links.up.width",
+        "sweep:1:1",
+        "in more than one of grid, zip, list, random and latin_hypercube",
+    ),
     ("sweep", "scenario: scenario.yaml\n", "", "sweep:1:1", "scenario"),
+    ("sweep", "grid:", "runs: [nope]\ngrid:", "sweep:3:8", "found 'nope', expected runs of the scenario"),
+    ("sweep", "grid:", "list: [{workload.bach: 1}]\ngrid:", "sweep:3:24", "did you mean 'batch'"),
+    ("sweep", "grid:", DRAWN + "to: 4}}}\ngrid:", "sweep:3:67", "found 4, expected more than from (8)"),
+    ("sweep", "grid:", DRAWN + "to: 9 GB/s}}}\ngrid:", "sweep:3:67", "found '9 GB/s', expected a number, as from"),
+    ("sweep", "grid:", DRAWN + "to: many}}}\ngrid:", "sweep:3:67", "expected a number, or a quantity"),
+    ("sweep", "grid:", DRAWN + "to: 9.5}}}\ngrid:", "sweep:3:67", "found 9.5, expected a whole number"),
+    ("sweep", "grid:", DRAWN + "too: 9}}}\ngrid:", "sweep:3:63", "did you mean 'to'"),
+    ("sweep", "grid:", "random: {n: 0, fields: {a: [1]}}\ngrid:", "sweep:3:13", "found 0, expected"),
+    ("sweep", "grid:", "random: {n: 2, fields: {}}\ngrid:", "sweep:3:24", "expected at least 1 entries"),
+    # searches
+    (
+        "search",
+        "macs: minimise",
+        "macs: minimize",
+        "search:8:",
+        "found 'minimize', expected one of 'minimise' or 'maximise'",
+    ),
+    ("search", "<= 2 * full.step_ms.p95", "<= twice", "search:9:", "found 'twice', expected a figure of a run"),
+    ("search", "quest.step_ms.p95 <=", "quest.step_ms.p59 <=", "search:9:", "e.g. 'quest.step_ms.p99'"),
+    ("search", "<= 2 * full", "=< 2 * full", "search:9:", "expected PATH OP NUMBER or PATH OP [NUMBER *] PATH"),
+    ("search", "objectives: {platform", "objectives: {platfrom", "search:8:", "expected a figure of a run"),
+    ("search", "links.up.width: [4", "links.up.widht: [4", "search:6:", "did you mean 'width'"),
+    (
+        "search",
+        "from: 1 TMAC/s",
+        "from: 1 TFLOP/s",
+        "search:7:",
+        "found '8 TMAC/s', expected an arithmetic rate, as from",
+    ),
+    ("search", "trials: 4", "trials: 0", "search:10:9", "found 0, expected a number above 0"),
+    ("search", "trials: 4", "sensitivity: {factor: 2}", "search:1:1", "both of objectives and sensitivity"),
 ]
 
 LOADERS = {
@@ -301,6 +348,7 @@ LOADERS = {
     "model": load_model,
     "quest": load_policy,
     "sweep": load_sweep,
+    "search": load_search,
 }
 
 

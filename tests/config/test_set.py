@@ -169,7 +169,7 @@ def test_a_bad_setting_is_one_line_that_names_it(house, text, words):
 
 def test_a_sweep_has_the_points_of_grid_by_zip_by_list(house):
     house.change(
-        "sweep", "schema: 1\n", "schema: 1\npoints: [{workload.steps: 1}, {model.layers: 2, workload.steps: 2}]\n"
+        "sweep", "schema: 1\n", "schema: 1\nlist: [{workload.steps: 1}, {model.layers: 2, workload.steps: 2}]\n"
     )
     sweep = load_sweep(house.path("sweep")).value
     points = sweep.expand()
@@ -198,5 +198,5 @@ def test_points_survive_being_written_as_settings():
 
 
 def test_a_sweep_of_only_listed_points_has_them_in_order():
-    sweep = Sweep(scenario="s", points=({"a": 1}, {"a": 2}))
+    sweep = Sweep(scenario="s", list_=({"a": 1}, {"a": 2}))
     assert sweep.expand() == [{"a": 1}, {"a": 2}]

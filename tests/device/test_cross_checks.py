@@ -131,7 +131,7 @@ HOST = 400 * NS
 TO_CXL = HOST + 50 * NS + 35 * NS + 100 * NS + 35 * NS
 TO_SSD = HOST + 50 * NS + 400 * NS
 TO_PIM = HOST + 50 * NS + 50 * NS
-XEON, EXPANDER, FLASH = 67 * NS + DDR5, 50 * NS + 20 * NS + DDR5, 20 * US + 3_413_333
+XEON, EXPANDER, FLASH = 67 * NS + DDR5, 50 * NS + 20 * NS + DDR5, 20 * US + 2_560_000
 COPY, LAUNCH = 2_030_000, 1_260_000
 DELAYS = {
     # row, placement: one-way links, both ways where somebody waits for an answer, then what is at the far end

@@ -8,7 +8,7 @@ from ghostsim.timing.dram import channel_imbalance
 from ghostsim.timing.nvme import NvmeSpec, idle_latency_ps
 
 SSD = part("nvme_pm1733")
-SPEC = NvmeSpec(16, 8, 16384, 75_000_000, 700_000_000, 1.2e9, 1_500_000, 8e18, 32, 1024, 20_000_000)
+SPEC = NvmeSpec(16, 8, 16384, 75_000_000, 700_000_000, 1.6e9, 1_500_000, 8e18, 32, 1024, 20_000_000)
 GB = 10**9
 
 
@@ -24,7 +24,7 @@ def test_one_read_takes_array_channel_and_overhead(nbytes):
 
 def test_long_reads_reach_the_channels():
     took = alone_ps(lambda rig: drive(rig).read(131072, 10**6), 10 * GB)
-    assert 10 * GB / took * PS == pytest.approx(16 * 1.2e9, rel=0.001)
+    assert 10 * GB / took * PS == pytest.approx(16 * 1.6e9, rel=0.001)
 
 
 def test_small_records_pay_for_whole_pages_and_codewords():

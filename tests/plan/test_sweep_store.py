@@ -81,6 +81,25 @@ def test_a_point_appears_when_it_is_complete_or_not_at_all(folder):
     assert [path.name for path in (folder / store.POINTS).iterdir()] == [NAMES[0]]
 
 
+def test_two_threads_of_one_process_exclude_each_other(folder):
+    with store.claimed(folder, NAMES[0]), store.claimed(folder, NAMES[0], wait=False) as mine:
+        assert not mine
+
+
+def test_the_end_of_one_claim_frees_no_other(folder):
+    with store.claimed(folder, NAMES[0]):
+        with store.claimed(folder, NAMES[1]) as other:
+            assert other
+        with store.claimed(folder, NAMES[0], wait=False) as mine:
+            assert not mine
+
+
+def test_a_store_that_cannot_be_written_is_refused(folder):
+    (folder / ".lock").mkdir()
+    with pytest.raises(UsageError, match="expected a folder that can be written"):
+        store.check(folder, SWEEP)
+
+
 HOLD = """
 import sys, pathlib
 from ghostsim.sweep import store
@@ -159,7 +178,7 @@ def test_columns_do_not_depend_on_which_point_ends_first(folder, order):
     for index in order:
         found.put(NAMES[index])
         found.write(last=True)
-    assert list(rows(folder)[0])[4:] == ["full.step_ms.p50", "full.violations", "full.zeta", "full.alpha", "full.beta"]
+    assert list(rows(folder)[0])[5:] == ["full.step_ms.p50", "full.violations", "full.zeta", "full.alpha", "full.beta"]
     assert [row["full.zeta"] for row in rows(folder)] == ["1", "", "3"]
 
 

@@ -100,6 +100,9 @@ def test_wheel_takes_every_data_folder():
         assert f'{name} = "ghostsim/_bundled/{name}"' in text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scenarios" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_sweeps_name_bundled_scenarios(path):
+OVER_SCENARIOS = sorted(path for kind in ("sweeps", "searches") for path in (ROOT / "scenarios" / kind).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OVER_SCENARIOS, ids=lambda path: path.stem)
+def test_sweeps_and_searches_name_bundled_scenarios(path):
     assert (ROOT / "scenarios" / f"{yaml.safe_load(path.read_text(encoding='utf-8'))['scenario']}.yaml").is_file()

@@ -215,6 +215,10 @@ class System:
         """Return an empty cache, none if the run keeps nothing."""
         return PrefixCache(self.block_tokens * self.token_bytes, self.below) if self.keeps else None
 
+    def spill_tier(self) -> str:
+        """Return the tier that takes the KV of preempted requests, nothing if it is computed again."""
+        return next(iter(self.below), "") if self.serving.preemption == "spill" and self.keeps else ""
+
     def channels(self) -> dict[Way, Channel]:
         """Return the ways to the tiers below."""
         return {way: Channel(bulk.latency_ps, bulk.bytes_per_s) for way, bulk in self.bulk.items()}
@@ -258,7 +262,7 @@ def serve(
     server = Server(
         env, system.costs(), system.memory(), max_batch=serving.max_batch, prefill_chunk=serving.prefill_chunk,
         cache=system.prefix_cache(), block_tokens=block_tokens, channels=system.channels(),
-        recompute=serving.preemption == "recompute", gains=gains_of(serving.speculation, seed),
+        recompute=serving.preemption != "none", spill=system.spill_tier(), gains=gains_of(serving.speculation, seed),
     )  # fmt: skip
     _arrive(env, server, serving, jobs, requests, seed)
     env.run()

@@ -94,9 +94,10 @@ class Serving(Strict):
     slo: Slo
     prefix_cache: dict[CacheTier, PositiveBytes] | None = None
     """Prompt blocks are kept in the tier of the KV as long as there is room, then in these; none keeps nothing."""
-    preemption: Literal["none", "recompute"] = "none"
-    """`none` reserves room for the whole output at admission; `recompute` takes room as the output grows, and where
-    there is none, the request that was admitted last gives up its own and starts again."""
+    preemption: Literal["none", "recompute", "spill"] = "none"
+    """`none` reserves room for the whole output at admission. The others take room as the output grows, and where
+    there is none, the request that was admitted last gives up its own: it computes its KV again, or with `spill`
+    writes it to the first tier of `prefix_cache` (room there permitting) and reads it back."""
     speculation: Speculation | None = None
     prefill_attention: Annotated[Fraction, Field(gt=0)] = 0.7
     """Share of the GPU's dense rate that prefill attention reaches; assumed, after FlashAttention-3's published 75 %
@@ -107,6 +108,9 @@ class Serving(Strict):
         if (self.requests is None) == (self.sessions is None):
             found = "neither requests nor sessions" if self.requests is None else "both requests and sessions"
             raise ValueError(f"found {found}, expected one of them, e.g. requests: azure_conv_500")
+        if self.preemption == "spill" and not self.prefix_cache:
+            message = "found spill without a tier to spill to, expected one in prefix_cache, e.g. {dram: 100 GB}"
+            raise MisfitError(message, "preemption")
         return self
 
 

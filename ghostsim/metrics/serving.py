@@ -139,6 +139,7 @@ def _prefix(served: Served, done: Sequence[Job]) -> dict[str, Any] | None:
         "missed_blocks": cache.counts["missed"],
         "evicted_blocks": cache.counts["evicted"],
         "dropped_blocks": cache.counts["dropped"],
+        "spilled_blocks": cache.counts["returned"],
     }
 
 

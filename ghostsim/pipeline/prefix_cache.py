@@ -94,6 +94,20 @@ class PrefixCache:
             if tier:
                 self.below[tier].move_to_end(block)
 
+    def lend(self, tier: str, blocks: int) -> Counter[str] | None:
+        """Give room in a tier below to other use; return the bytes that sink further for it, none if it has too little.
+
+        Room that is no longer used comes back with a negative number of blocks.
+        """
+        if blocks > self.room[tier]:
+            return None
+        self.room[tier] -= blocks
+        behind: Counter[str] = Counter()
+        while len(self.below[tier]) > self.room[tier]:
+            block, _ = self.below[tier].popitem(last=False)
+            self._sink(block, behind, behind, after=tier)
+        return behind
+
     def evict(self, nbytes: int) -> tuple[Counter[str], Counter[str]]:
         """Free at least so many bytes at home.
 
@@ -111,8 +125,10 @@ class PrefixCache:
             self._sink(block, out, behind)
         return out, behind
 
-    def _sink(self, block: int, written: Counter[str], behind: Counter[str]) -> None:
-        for tier, blocks in self.below.items():
+    def _sink(self, block: int, written: Counter[str], behind: Counter[str], after: str = "") -> None:
+        order = list(self.below)
+        for tier in order[order.index(after) + 1 if after else 0 :]:
+            blocks = self.below[tier]
             if not self.room[tier]:
                 continue
             if block in blocks:

@@ -71,6 +71,8 @@ class Job:
     """Prompt tokens computed, those of repeated attempts included."""
     decoded_tokens: int = 0
     preemptions: int = 0
+    spilled_blocks: int = 0
+    """Blocks of its KV in the tier below, while it waits to come back."""
     done: int = 0
     """Tokens in the cache while it prefills."""
     room_tokens: int = 0
@@ -159,8 +161,8 @@ class Server:
         Room for KV, prompt blocks that are kept, and the ways of bulk transfers by tier and direction.
     max_batch, prefill_chunk
         Requests in service, and prompt tokens per iteration, at most.
-    recompute
-        Take room as outputs grow, and preempt where there is none.
+    recompute, spill
+        Take room as outputs grow, and preempt where there is none; KV goes to the tier `spill`, if one is named.
     gains
         Tokens per iteration.
     """
@@ -177,11 +179,12 @@ class Server:
         block_tokens: int = 1,
         channels: Mapping[Way, Channel] | None = None,
         recompute: bool = False,
+        spill: str = "",
         gains: Gains = one_by_one,
     ) -> None:
         self.env, self.costs, self.memory, self.cache = env, costs, memory, cache
         self.max_batch, self.prefill_chunk, self.block_tokens = max_batch, prefill_chunk, block_tokens
-        self.channels, self.recompute, self.gains = dict(channels or {}), recompute, gains
+        self.channels, self.recompute, self.spill, self.gains = dict(channels or {}), recompute, spill, gains
         self.waiting: deque[Job] = deque()
         self.active: dict[int, Job] = {}
         self.prefilling: list[Job] = []
@@ -251,7 +254,7 @@ class Server:
     def _try(self, job: Job) -> bool:
         """Admit a request if there is room for it, with what the cache holds of its prompt."""
         whole = (job.known_tokens - 1) // self.block_tokens
-        ids = job.blocks[:whole] if self.cache else ()
+        ids = job.blocks[:whole] if self.cache and not job.spilled_blocks else ()
         found = self.cache.find(ids) if self.cache else []
         at_home = [block for block, tier in zip(ids, found, strict=False) if tier == HOME]
         tokens = job.prompt_tokens + job.output_tokens
@@ -302,14 +305,25 @@ class Server:
             for tier, blocks in Counter(tier for tier in found if tier).items():
                 ready_ps = max(ready_ps, self._send((tier, False), blocks * self.cache.block_bytes))
         job.admitted_ps = now if job.admitted_ps < 0 else job.admitted_ps
+        ready_ps = max(ready_ps, self._come_back(job))
         job.done = len(found) * self.block_tokens
         job.hit_tokens += job.done
+        if job.spilled_blocks:
+            job.done, job.spilled_blocks = job.known_tokens - 1, 0
         self.active[job.index] = job
         attempt = job.preemptions
         if ready_ps <= now:
             self.prefilling.append(job)
         else:
             call_after(self.env, ready_ps - now, lambda: self._loaded(job, attempt))
+
+    def _come_back(self, job: Job) -> int:
+        """Read the KV of a preempted request from where it is; return when that ends."""
+        if not job.spilled_blocks or self.cache is None:
+            return 0
+        self.cache.lend(self.spill, -job.spilled_blocks)
+        self.cache.counts["returned"] += job.spilled_blocks
+        return self._send((self.spill, False), job.spilled_blocks * self.cache.block_bytes)
 
     def _loaded(self, job: Job, attempt: int) -> None:
         if job.preemptions == attempt:
@@ -482,6 +496,7 @@ class Server:
         if job.index in self.decoding:
             self._settle(job)
             del self.decoding[job.index]
+            self._spill(job)
         if job in self.prefilling:
             self.prefilling.remove(job)
         del self.active[job.index]
@@ -489,6 +504,19 @@ class Server:
         job.preemptions += 1
         job.done = 0
         self.waiting.appendleft(job)
+
+    def _spill(self, job: Job) -> None:
+        """Write the KV of a request to the tier below, if there is room; its own room is free at once."""
+        if not self.spill or self.cache is None:
+            return
+        blocks = -(-(job.known_tokens - 1) // self.block_tokens)
+        behind = self.cache.lend(self.spill, blocks)
+        if behind is None:
+            return
+        job.spilled_blocks = blocks
+        self._send((self.spill, True), blocks * self.cache.block_bytes)
+        for tier, nbytes in behind.items():
+            self._send((tier, True), nbytes)
 
 
 # --- arrivals ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def latency_shares(run: RunFolder) -> Figure:
     """The share of requests that were as fast or faster."""
     views = [
         View(name, plot([_share(run.requests, label, key, i) for i, label in enumerate(run.requests)], _HEIGHT,
-                        xaxis=axis(f"{name.capitalize()}, ms (log)", type="log", tickformat=",.4~r"),
+                        xaxis=axis(f"{name.capitalize()}, ms (log)", type="log", dtick=1, tickformat=",.4~r"),
                         yaxis=axis("Share of requests", range=[0, 1.02], tickformat=".0%")))
         for name, key in _LATENCIES
     ]  # fmt: skip

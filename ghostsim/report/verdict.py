@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ghostsim.report.verdict_serving import serving_heading, serving_summary
+from ghostsim.report.verdict_serving import best_server, grid_text, serving_heading, serving_runs, serving_summary
 from ghostsim.report.words import at_most, listing, number, plural, share, times
 
 _EVEN = 0.02
@@ -96,7 +96,7 @@ def verdict(metrics: Mapping[str, Any], facts: Facts | None = None) -> Verdict:
         warnings=_warnings(runs, facts),
         label=label,
         pays=pays,
-        summary=_summary(metrics, label, duels, facts) | serving_summary(metrics, label),
+        summary=_served(metrics, label, facts, _summary(metrics, label, duels, facts)),
     )
 
 
@@ -354,6 +354,17 @@ def _summary(metrics: Mapping[str, Any], label: str, duels: Sequence[_Duel], fac
         "What it costs": _loss(runs[label], label in facts.not_lossless),
         "How far to trust it": _trust(metrics, facts),
     }
+
+
+def _served(metrics: Mapping[str, Any], label: str, facts: Facts, summary: dict[str, str]) -> dict[str, str]:
+    """Return a summary with the answers of runs that serve requests, if there are some."""
+    runs = serving_runs(metrics)
+    if not runs:
+        return summary
+    best = best_server(runs)
+    costs = {"What it costs": _loss(runs[best], best in facts.not_lossless)}
+    trust = f"{summary['How far to trust it']} {grid_text(runs)}"
+    return summary | serving_summary(metrics, label) | costs | {"How far to trust it": trust}
 
 
 def _margin(duels: Sequence[_Duel], label: str) -> str:

@@ -65,21 +65,24 @@ def _clause(runs: Runs, best: str, label: str) -> str:
     return f"{label} serves {times(mine / theirs)} fewer ({_pace(runs[label]['serving'])})"
 
 
+def grid_text(runs: Runs) -> str:
+    """Say how far the grid of decode steps was off where that was checked."""
+    error = max(run["serving"].get("step_surface", {}).get("max_error", 0.0) for run in runs.values())
+    return f"Decode steps between simulated ones were off by at most {share(error)} where that was checked."
+
+
 def serving_summary(metrics: Mapping[str, Any], contender: str) -> dict[str, str]:
-    """Return the answers to what won and by how much, nothing without runs that serve requests."""
+    """Return the answers to what won, by how much and why."""
     runs = serving_runs(metrics)
-    if not runs:
-        return {}
     best = best_server(runs)
     found = runs[best]["serving"]
-    others = {label: runs[label]["serving"]["goodput_per_s"] for label in _rivals(metrics, contender) if label in runs}
-    margins = [
-        f"{times(found['goodput_per_s'] / rate)} {label}" for label, rate in others.items() if rate and label != best
+    rates = {label: runs[label]["serving"]["goodput_per_s"] for label in _rivals(metrics, contender) if label in runs}
+    ahead = [
+        f"{times(found['goodput_per_s'] / rate)} {label}" for label, rate in rates.items() if rate and label != best
     ]
-    error = max(run["serving"].get("step_surface", {}).get("max_error", 0.0) for run in runs.values())
-    grid = f"decode steps between simulated ones are off by at most {share(error)} where that was checked"
+    busy = f"; its GPU is busy {share(found.get('busy_share'))} of the time"
     return {
         "What won": best,
-        "By how much": f"{listing(margins)} (requests in time)" if margins else "no other serves a request in time",
-        "Serving": f"{_pace(found)}; {share(found.get('busy_share'))} busy; {grid}",
+        "By how much": f"{listing(ahead)} in requests served in time" if ahead else "no rival serves a request in time",
+        "Why": _pace(found) + busy,
     }

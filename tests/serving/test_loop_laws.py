@@ -48,6 +48,7 @@ def loads(draw):
     if draw(st.booleans()):
         room = {"dram": draw(st.integers(0, 20)) * BLOCK, "ssd": draw(st.integers(0, 20)) * BLOCK}
         options |= {"cache": PrefixCache(BLOCK, room), "block_tokens": BLOCK, "ways": WAYS}
+        options["spill"] = draw(st.sampled_from(["", "dram"]))
     return jobs, arrivals, options
 
 
@@ -117,7 +118,8 @@ def test_bytes_loaded_are_the_blocks_found_below(load):
     _, server = served(load)
     if server.cache is not None:
         for tier in ("dram", "ssd"):
-            assert server.channels[tier, False].nbytes == server.cache.hits[tier] * BLOCK
+            spilled = server.cache.counts["returned"] if tier == "dram" else 0
+            assert server.channels[tier, False].nbytes == (server.cache.hits[tier] + spilled) * BLOCK
 
 
 def test_a_request_larger_than_memory_is_refused_and_counted():
@@ -173,6 +175,16 @@ def test_without_room_the_youngest_gives_way_and_all_end():
     serve(jobs, [0, 0, 0], memory=roomy(1000), recompute=True)
     assert jobs[0].preemptions == 0
     assert jobs[2].preemptions > 0
+
+
+def test_a_spilled_request_comes_back_without_computing_anything_twice():
+    jobs = jobs_of([10, 10, 10], [600, 600, 600])
+    cache = PrefixCache(BLOCK, {"dram": 10_000})
+    options = {"cache": cache, "block_tokens": BLOCK, "ways": WAYS, "spill": "dram"}
+    server = serve(jobs, [0, 0, 0], memory=roomy(1000), recompute=True, **options)
+    assert jobs[2].preemptions > 0
+    assert jobs[2].prefilled_tokens == 10 + jobs[2].preemptions
+    assert server.channels["dram", False].nbytes == server.channels["dram", True].nbytes
 
 
 def test_without_preemption_a_request_waits_for_room():

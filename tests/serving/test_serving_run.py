@@ -4,11 +4,13 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from ghostsim.config.serving import Serving
-from ghostsim.serving import jobs_of
+from ghostsim.serving import jobs_of, requests_of
 from ghostsim.trace.agent_sessions import AgentTurns, agent_sessions
 
 SCENARIO = """\
@@ -130,6 +132,38 @@ def test_closed_loop_clients_keep_the_system_at_their_number(tmp_path):
     result = run(tmp_path / "closed", "  arrivals: {clients: 2}", REQUESTS, "--json")
     found = json.loads(result.stdout)["runs"]["full_hbm"]["serving"]
     assert 1.9 < found["in_system_mean"] <= 2
+
+
+def test_poisson_arrivals_come_at_their_rate(tmp_path):
+    result = run(tmp_path / "rate", "  arrivals: {rate: 1000}", REQUESTS, "--json")
+    assert result.returncode == 0
+    arrived = [float(row["arrival_s"]) for row in table(tmp_path / "rate" / "out" / "requests.csv", "full_hbm")]
+    assert 0.5 < arrived[-1] / (39 / 1000) < 2
+
+
+def test_a_turn_comes_when_its_client_has_thought_about_the_one_before(tmp_path):
+    drawn = {"count": 3, "turns": 3, "system_tokens": 64, "task_tokens": 64, "result_tokens": 64, "output_tokens": 8}
+    sets = [
+        f"serving.sessions={json.dumps(drawn)}",
+        "serving.requests=null",
+        "serving.arrivals={clients: 2, think: 1 ms}",
+    ]
+    result = run(tmp_path / "sessions", "", REQUESTS, *(word for each in sets for word in ("--set", each)))
+    assert result.returncode == 0, result.stderr
+    rows = table(tmp_path / "sessions" / "out" / "requests.csv", "full_hbm")
+    times = {int(row["request"]): (float(row["arrival_s"]), float(row["finish_s"])) for row in rows}
+    session = requests_of(Serving.model_validate({"sessions": drawn, "slo": {"ttft": "1 s", "tpot": "1 s"}}), 3).session
+    for number in range(3):
+        turns = [times[i] for i in np.flatnonzero(session == number)]
+        assert all(after[0] - before[1] >= 0.001 - 1e-9 for before, after in pairwise(turns))
+
+
+def test_two_gpus_serve_faster(metrics, tmp_path):
+    option = ["--set", "runs.full_hbm.tensor_parallel={gpus: 2, link: nvlink4}"]
+    result = run(tmp_path / "two", "", REQUESTS, "--json", *option)
+    found = json.loads(result.stdout)["runs"]["full_hbm"]["serving"]
+    assert found["completed"] == metrics["runs"]["full_hbm"]["serving"]["completed"]
+    assert found["kv_capacity_bytes"]["hbm"] > metrics["runs"]["full_hbm"]["serving"]["kv_capacity_bytes"]["hbm"]
 
 
 def test_a_malformed_request_file_ends_with_4_and_its_line(tmp_path):

@@ -386,12 +386,21 @@ def as_data(found: SearchResult) -> dict[str, Any]:
     }
 
 
+def _closest(trials: Sequence[Trial]) -> list[str]:
+    """Say by how much the trial that comes closest misses its worst bound."""
+    near = min((trial for trial in trials if trial.gaps), key=lambda trial: max(trial.gaps.values()), default=None)
+    if near is None:
+        return []
+    bound, gap = max(near.gaps.items(), key=lambda item: item[1])
+    return [f"closest: trial {near.number}, {gap:.3g} of the bound beyond {bound}"]
+
+
 def search_text(found: SearchResult) -> str:
     """Return the best points as a table."""
     data = as_data(found)
     head = f"{data['trials']} trials, {data['failed']} failed, {data['feasible']} meet the bounds"
     if not found.best:
-        return head
+        return "\n".join([head, *_closest(found.trials)])
     objectives = list(found.search.objectives.items())
     fields = [path for key in found.search.fields or {} for path in paths(key)[:1]]
     rows = [["trial", "point", *(f"{direction} {path}" for path, direction in objectives), *fields]]

@@ -112,6 +112,12 @@ def test_what_is_tried_does_not_depend_on_an_interruption(spec, tmp_path, monkey
     assert (tmp_path / "out" / "points.csv").read_bytes() == (tmp_path / "whole" / "points.csv").read_bytes()
 
 
+def test_a_search_goes_on_with_more_trials(spec, tmp_path):
+    whole = searched(spec(), tmp_path / "whole")
+    searched(spec(SEARCH, "trials: 10", "trials: 3"), tmp_path / "out")
+    assert searched(spec(), tmp_path / "out", resume=True).trials == whole.trials
+
+
 def test_a_study_is_sqlite_that_other_programs_read(spec, tmp_path):
     searched(spec(), tmp_path / "out")
     with sqlite3.connect(tmp_path / "out" / "study.db") as database:
@@ -192,7 +198,7 @@ def test_bounds_that_no_point_meets_end_the_command_with_five(spec, tmp_path, gh
     spec(SEARCH.replace("trials: 10", "trials: 2"), "<= 3 * full", "<= 0.001 * full")
     ended = ghostsim("search", "spec.yaml", "--out", "out", cwd=tmp_path, GHOSTSIM_CACHE=str(selections))
     assert ended.returncode == 5, ended.stderr
-    assert ended.stdout.startswith("2 trials, 0 failed, 0 meet the bounds")
+    assert ended.stdout.startswith("2 trials, 0 failed, 0 meet the bounds\nclosest: trial ")
     assert ended.stderr.splitlines()[-2:] == [
         "error: found no point that meets the bounds, expected one; see points.csv", "out"]  # fmt: skip
 

@@ -1,4 +1,4 @@
-.PHONY: setup quick test lint types run bench
+.PHONY: setup quick test lint types run bench fit
 
 BIN := .venv/bin
 
@@ -25,3 +25,6 @@ run:              ## the main scenario
 
 bench:            ## speed of the engine and of a whole run
 	$(BIN)/pytest -q -s -m bench
+
+fit:              ## every fitted constant, from the reference tables
+	$(BIN)/python -m ghostsim.accuracy.fit

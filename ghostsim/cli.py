@@ -21,6 +21,7 @@ import typer
 from ghostsim.errors import ConfigError, GhostsimError, RequirementError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from ghostsim.accuracy.report import AccuracyResult
     from ghostsim.config.catalogue import Entry
     from ghostsim.trace.requests import Requests
 
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(help="Recorded attention and request workloads.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
+calibrate_app = typer.Typer(help="Measure this machine's hardware.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(calibrate_app, name="calibrate")
 
 Sets = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. a.b.c='180 ns'.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replace the scenario's seed.")]
@@ -121,7 +124,7 @@ def run(
     SCENARIO is a file or a bundled name; without --out the folder is runs/NAME, runs/NAME-2, ...
     """
     from ghostsim.config.load import load_scenario
-    from ghostsim.export.run_folder import default_out, simulator, staged, write_run
+    from ghostsim.export.run_folder import default_out, simulator, staged, what_if_table, write_run
     from ghostsim.report.page import write_report
     from ghostsim.report.text import summary_text
     from ghostsim.simulation import simulate
@@ -130,13 +133,13 @@ def run(
     folder = out or default_out(loaded.scenario.name)
     say = _progress(quiet=quiet)
     with staged(folder, force=force) as temporary:
-        result = simulate(loaded.scenario, _base_of(scenario), jobs, say, loaded.at)
+        result = simulate(loaded.scenario, _base_of(scenario), jobs, say, loaded.at, ask_what_if=True)
         say("write the report")
         write_run(temporary, result, loaded, sys.argv)
         write_report(temporary)
         _clear_progress(quiet=quiet)
     if as_json:
-        _print_json(result.metrics | {"simulator": simulator(result)})
+        _print_json(result.metrics | {"what_if": what_if_table(result), "simulator": simulator(result)})
     if not quiet:
         _tell(summary_text(folder))
     try:
@@ -348,15 +351,23 @@ def evaluate(
     _tell(str(folder))
 
 
-def _fraction(*, quiet: bool, doing: str = "evaluate") -> Callable[[int, int], None] | None:
+def _fraction(
+    *, quiet: bool, doing: str = "evaluate", what: str = "attention head"
+) -> Callable[[int, int], None] | None:
     say = _progress(quiet=quiet)
-    return lambda done, of: say(f"{doing} attention head {done} of {of}")
+    return lambda done, of: say(f"{doing} {what} {done} of {of}")
 
 
 @app.command()
 def audit(
     trace: str,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps looked at, evenly spaced.")] = 32,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Also how indexes age over the steps, refitted or not.")
+    ] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Also the nodes visited in trees above 32K to 1M tokens.")
+    ] = False,
     out: OutFile = None,
     report: Annotated[Path | None, typer.Option("--report", help="HTML page to write; a new file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that --out and --report name.")] = False,
@@ -370,22 +381,27 @@ def audit(
     from ghostsim.study.audit import audit as audited
     from ghostsim.study.audit_output import as_json as laid_out
     from ghostsim.study.audit_output import audit_text, write_csv
+    from ghostsim.study.drift import drift as drifted
+    from ghostsim.study.tree import tree as walked
     from ghostsim.trace.format import open_trace
 
     _check_all_new(out=out, report=report, force=force)
-    found = audited(open_trace(trace), steps, _fraction(quiet=quiet, doing="audit"))
+    recorded = open_trace(trace)
+    ageing = drifted(recorded, _fraction(quiet=quiet, doing="drift on")) if drift else None
+    trees = walked(recorded, progress=_fraction(quiet=quiet, doing="tree above", what="context")) if tree else None
+    found = audited(recorded, steps, _fraction(quiet=quiet, doing="audit"))
     _clear_progress(quiet=quiet)
     if as_json:
-        _print_json(laid_out(found))
+        _print_json(laid_out(found, ageing, trees))
     else:
-        print(audit_text(found))
+        print(audit_text(found, ageing, trees))
     if out is not None:
         write_csv(found, out)
         _tell(str(out))
     if report is not None:
         from ghostsim.report.audit_page import write_audit_report
 
-        _tell(str(write_audit_report(found, report)))
+        _tell(str(write_audit_report(found, report, ageing, trees)))
 
 
 @app.command()
@@ -483,26 +499,75 @@ def frontier(
 @app.command()
 def accuracy(
     tables: Annotated[list[Path] | None, typer.Argument(help="CSV tables; none takes the bundled ones.")] = None,
+    part: Annotated[list[str], typer.Option("--part", help="A GPU that tables name: a part file.")] = [],  # noqa: B006  (typer copies the default)
     out: Out = None,
     force: Force = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
 ) -> None:
-    """Replay measurements through the models."""
-    from ghostsim.accuracy.report import accuracy as replay
-    from ghostsim.export.run_folder import staged
+    """Replay measurements through the models.
 
-    found = replay(tables or None)
+    Prints the errors of each probe and part, and the worst rows; --out also writes predictions.csv and accuracy.html.
+    """
+    from ghostsim.accuracy.report import accuracy as replay
+    from ghostsim.config.load import load_gpu
+    from ghostsim.export.run_folder import staged
+    from ghostsim.report.accuracy_page import write_accuracy_report
+
+    say = _progress(quiet=quiet)
+    parts = [load_gpu(name) for name in part]
+    found = replay(tables or None, parts, jobs=jobs, progress=lambda done, of: say(f"predict {done} of {of}"))
+    _clear_progress(quiet=quiet)
     if out is not None:
         with staged(out, force=force, marker="predictions.csv") as temporary:
             found.write_predictions(temporary)
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        from rich.console import Console
-
-        Console(width=None if sys.stdout.isatty() else 140).print(found.table())
+            write_accuracy_report(found, temporary / "accuracy.html")
+    _print_accuracy(found, as_json=as_json)
     if out is not None:
         _tell(str(out))
+
+
+def _print_accuracy(found: AccuracyResult, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.as_json())
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(found.table())
+    console.print(found.worst_table())
+
+
+@calibrate_app.callback()
+def calibrate() -> None:
+    """Measure this machine's hardware."""
+
+
+@calibrate_app.command("gpu")
+def calibrate_gpu(
+    name: Annotated[str | None, typer.Option("--name", help="Name of the part; by default the GPU's own.")] = None,
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the GPU: a table of probes and a part.
+
+    Takes some minutes on an idle NVIDIA GPU, and a CUDA build of torch: pip install "ghostsim[record]". Ends with 1
+    where there is none. What is printed is how well the written part predicts the written table.
+    """
+    from ghostsim.calibrate.gpu import calibrate, find_gpu
+    from ghostsim.export.run_folder import default_out, staged
+
+    clock, machine = find_gpu()
+    part = name or machine.part
+    folder = out or default_out(f"calibrate-{part}")
+    with staged(folder, force=force, marker="gpu.yaml") as temporary:
+        found = calibrate(clock, machine, temporary, part, _progress(quiet=quiet))
+        _clear_progress(quiet=quiet)
+    _print_accuracy(found, as_json=as_json)
+    _tell(str(folder))
 
 
 # --- configuration ---------------------------------------------------------------------------------------------
@@ -548,10 +613,15 @@ def show(
 
     FILE is a file or a bundled name; what is printed is after extends, --set and defaults.
     """
+    from ghostsim.config.cost import cost_text, platform_cost
     from ghostsim.config.document import dump
     from ghostsim.config.load import load_any
 
     loaded = load_any(file, [*sets, *([] if seed is None else [f"seed={seed}"])])
+    platform = loaded.document if loaded.kind == "platform" else loaded.document.get("platform") or {}
+    cost = platform_cost(platform)
+    if cost is not None:
+        _tell(f"cost: {cost_text(cost)}")
     if as_json:
         _print_json(loaded.document)
     else:

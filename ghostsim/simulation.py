@@ -12,24 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ghostsim.config.base import MisfitError
 from ghostsim.config.model import Model
+from ghostsim.config.policy import Policy
 from ghostsim.config.scenario import Run, Scenario
-from ghostsim.devices.machine import Machine
-from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
+from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError, Location, TraceError
+from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.collect import Record, compare, run_metrics
 from ghostsim.metrics.quality import quality
+from ghostsim.metrics.serving import Served, serving_metrics
+from ghostsim.metrics.what_if import WhatIf, what_if
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
-from ghostsim.pipeline.executor import Executor
+from ghostsim.pipeline.decode import bind, decode, machine_of, placement_of
+from ghostsim.pipeline.executor import Executor, Times
+from ghostsim.pipeline.parallel import own_heads, own_model
+from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.evaluate import select
-from ghostsim.policy.placement import Placement, place
-from ghostsim.trace.compose import Shape, Workload, compose
+from ghostsim.policy.needs import check_served
+from ghostsim.policy.prefetch import Prefetched, ahead_of, foretold
+from ghostsim.serving import contexts_of, jobs_of, probe_contexts, requests_of, serve, steps_needed
+from ghostsim.trace.compose import Predictor, Shape, Workload, compose
 from ghostsim.trace.format import Trace, open_trace
+from ghostsim.trace.requests import Requests
 
 _BINS = 400
 _FIRST_BIN_PS = 1_000_000
@@ -59,6 +69,10 @@ class Result:
     notes: list[str]
     recorded: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """Lost mass of the same policies on the traces as they were recorded, where the run composes a longer context."""
+    what_if: Mapping[str, list[WhatIf]] = field(default_factory=dict)
+    """How much shorter the steps of each run would be if what they waited for were faster."""
+    served: Mapping[str, Served] = field(default_factory=dict)
+    """Runs of a request workload."""
     counters: Counters = field(default_factory=Counters)
 
 
@@ -68,6 +82,8 @@ def simulate(
     jobs: int = 0,
     progress: Progress | None = None,
     where: Where | None = None,
+    *,
+    ask_what_if: bool = False,
 ) -> Result:
     """Run all runs of a scenario.
 
@@ -83,6 +99,8 @@ def simulate(
         Called with a line about what is being done.
     where
         Says where a field of the scenario was written, for errors.
+    ask_what_if
+        Replay some steps of every run with what they waited for twice as fast.
 
     Raises
     ------
@@ -92,22 +110,34 @@ def simulate(
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
     ready = prepare(scenario, base, where)
     selections = _select(scenario, ready.workloads, jobs, say)
+    foreseen = _foretell(scenario, ready.workloads, selections, jobs, say)
     recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
     records = {}
     for label, run in scenario.runs.items():
         say(f"simulate {label}")
-        records[label] = _run(label, run, ready.models[label], selections[label], ready.prints[label], counters)
-    metrics = _metrics(scenario, next(iter(ready.workloads.values())), records)
+        ahead = foreseen.get(label)
+        records[label] = _run(label, run, ready.models[label], selections[label], ahead, ready.prints[label], counters)
+    served = _serve(scenario, ready, jobs, say)
+    asked = {}
+    for label, run in scenario.runs.items() if ask_what_if else ():
+        say(f"ask what would make {label} faster")
+        asked[label] = what_if_of(run, ready.models[label], records[label])
+    metrics = _metrics(scenario, next(iter(ready.workloads.values())), records, served)
     counters.wall_s = time.perf_counter() - begun
     used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     counters.peak_rss_mb = max(used) / 1024
-    return Result(metrics, records, ready.workloads, _notes(scenario, ready), recorded, counters)
+    notes = _notes(scenario, ready) + _serving_notes(served)
+    return Result(metrics, records, ready.workloads, notes, recorded, asked, served, counters)
 
 
-def _metrics(scenario: Scenario, workload: Workload, records: Mapping[str, Record]) -> dict[str, Any]:
+def _metrics(
+    scenario: Scenario, workload: Workload, records: Mapping[str, Record], served: Mapping[str, Served]
+) -> dict[str, Any]:
     """Return the contents of metrics.json."""
     runs = {label: run_metrics(record) for label, record in records.items()}
+    for label, each in served.items():
+        runs[label]["serving"] = serving_metrics(each)
     return {
         "schema": 1,
         "scenario": scenario.name,
@@ -130,6 +160,7 @@ class Prepared:
     models: Mapping[str, Model]
     prints: Mapping[str, Footprint]
     workloads: Mapping[str, Workload]
+    requests: Mapping[str, Requests]
 
 
 def prepare(scenario: Scenario, base: Path | None = None, where: Where | None = None) -> Prepared:
@@ -140,7 +171,37 @@ def prepare(scenario: Scenario, base: Path | None = None, where: Where | None = 
     prints = {label: _fit(label, run, models[label], traces, at) for label, run in scenario.runs.items()}
     for label, run in scenario.runs.items():
         _check_filter(label, run, at)
-    return Prepared(models, prints, _workloads(scenario, models, prints, traces, at))
+    requests = {label: _requests(label, run, scenario.seed, at) for label, run in scenario.runs.items() if run.serving}
+    workloads = _workloads(scenario, models, prints, traces, at)
+    for label, run in scenario.runs.items():
+        check_served(run.policy, workloads[label], at("runs", label, "workload", "trace"))
+    return Prepared(models, prints, workloads, requests)
+
+
+def _requests(label: str, run: Run, seed: int, at: Where) -> Requests:
+    """Open the request workload of a run and see that its serving block fits."""
+    assert run.serving is not None
+    try:
+        _check_serving(run)
+        return requests_of(run.serving, seed)
+    except MisfitError as error:
+        raise ConfigError(f"runs.{label}.{error}", at("runs", label, *error.path)) from None
+    except TraceError as error:
+        raise TraceError(f"serving.requests: {error}", at("runs", label, "serving", "requests")) from None
+
+
+def _check_serving(run: Run) -> None:
+    serving = run.serving
+    assert serving is not None
+    for tier, nbytes in (serving.prefix_cache or {}).items():
+        has = run.platform.tier_capacity(tier)
+        if nbytes > has:
+            message = f"found {nbytes / 1e9:.1f} GB, expected at most the {has / 1e9:.1f} GB of that tier"
+            raise MisfitError(f"serving.prefix_cache.{tier}: {message}", "serving", "prefix_cache", tier)
+    steps = run.workload.steps
+    if steps is not None and steps < steps_needed(serving):
+        message = f"found {steps}, expected at least draft + 1 = {steps_needed(serving)} for serving.speculation"
+        raise MisfitError(f"workload.steps: {message}", "workload", "steps")
 
 
 def _open_traces(scenario: Scenario, base: Path | None, at: Where) -> dict[str, Trace]:
@@ -172,6 +233,10 @@ def _context(run: Run, traces: Mapping[str, Trace]) -> tuple[int, int]:
 
 def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace], at: Where) -> Footprint:
     context, steps = _context(run, traces)
+    try:
+        model = own_model(run, model)
+    except ConfigError as error:
+        raise ConfigError(f"runs.{label}.{error}", at("runs", label, "tensor_parallel", "gpus")) from None
     place_of = at("runs", label, "workload", "batch")
     if run.workload.batch == "fits":
         batch = largest_batch(run, model, context + steps)
@@ -189,10 +254,10 @@ def _fit(label: str, run: Run, model: Model, traces: Mapping[str, Trace], at: Wh
 
 
 def _check_filter(label: str, run: Run, at: Where) -> None:
-    machine = _machine(run)[0]
+    machine = machine_of(run)[0]
     stages = index_stages(run.policy, run.model.head_dim, run.model.kv_heads)
     try:
-        Binder(machine, run.model, _placement(run), stages, 1)
+        Binder(machine, run.model, placement_of(run), stages, 1)
     except ConfigError as error:
         raise ConfigError(f"runs.{label}: {error}", at("runs", label)) from None
 
@@ -270,22 +335,106 @@ def _recorded_loss(
     return found
 
 
-def _placement(run: Run) -> Placement:
-    return Placement(run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result)
+def _serve(scenario: Scenario, ready: Prepared, jobs: int, say: Progress) -> dict[str, Served]:
+    """Serve the requests of every run that has some, on decode steps simulated at several contexts."""
+    grids = {label: _grid(run, requests) for label, run, requests in _serving_runs(scenario, ready)}
+    selections = _grid_selections(scenario, ready, grids, jobs, say)
+    served = {}
+    for label, run, requests in _serving_runs(scenario, ready):
+        say(f"serve {label}")
+        at_nodes, between = ({c: selections[label, c] for c in part} for part in grids[label])
+        served[label] = serve(run, ready.models[label], at_nodes, between, requests, scenario.seed)
+    return served
 
 
-def _machine(run: Run) -> tuple[Machine, CountingEnvironment, Network]:
-    env = CountingEnvironment()
-    network = Network(env)
-    return Machine(env, network, run.platform), env, network
+def _serving_runs(scenario: Scenario, ready: Prepared) -> list[tuple[str, Run, Requests]]:
+    return [(label, scenario.runs[label], requests) for label, requests in ready.requests.items()]
 
 
-def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footprint, counters: Counters) -> Record:
+def _grid(run: Run, requests: Requests) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the contexts of the grid, and those between them at which it is checked."""
+    assert run.serving is not None
+    contexts = contexts_of(jobs_of(run.serving, requests))
+    return contexts, probe_contexts(contexts)
+
+
+def _grid_selections(
+    scenario: Scenario,
+    ready: Prepared,
+    grids: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    jobs: int,
+    say: Progress,
+) -> dict[tuple[str, int], Selection]:
+    """Evaluate policies with one request of each trace at every context; further requests of a batch read alike."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for label, (nodes, between) in grids.items():
+        for context in (*nodes, *between):
+            groups.setdefault((id(ready.workloads[label]), context), []).append(label)
+    found: dict[tuple[str, int], Selection] = {}
+    for (_, context), labels in groups.items():
+        say(f"evaluate {len(labels)} policies at {context} tokens")
+        whole = ready.workloads[labels[0]]
+        workload = compose(whole.traces, whole.shape, requests=len(whole.traces), steps=whole.steps, context=context,
+                           seed=whole.seed, trace_shape=whole.reshaped)  # fmt: skip
+        policies = {label: _verifying(scenario.runs[label]) for label in labels}
+        found |= {(label, context): each for label, each in select(policies, workload, jobs=jobs).items()}
+    return found
+
+
+def _verifying(run: Run) -> Policy:
+    """Return the policy of a run, whose reads serve as many queries as are verified together."""
+    assert run.serving is not None
+    read = run.policy.read.model_copy(update={"speculate": steps_needed(run.serving)})
+    return run.policy.model_copy(update={"read": read}) if run.serving.speculation else run.policy
+
+
+def _serving_notes(served: Mapping[str, Served]) -> list[str]:
+    """Say which requests were refused, and which runs keep no prefix although they were asked to."""
+    notes = []
+    for label, each in served.items():
+        refused = sum(job.rejected for job in each.jobs)
+        if refused:
+            notes.append(f"{label}: refused {refused} of {len(each.jobs)} requests, whose KV alone exceeds a tier")
+        if each.keeps_nothing:
+            notes.append(f"{label}: keeps no prefix, as its policy drops tokens that another prompt may need")
+    return notes
+
+
+def _foretell(
+    scenario: Scenario,
+    workloads: Mapping[str, Workload],
+    selections: Mapping[str, Selection],
+    jobs: int,
+    say: Progress,
+) -> dict[str, Prefetched]:
+    """Evaluate every policy that prefetches on the queries that its predictor foretells."""
+    found = {}
+    for label, run in scenario.runs.items():
+        if run.prefetch is None:
+            continue
+        say(f"foretell the reads of {label}")
+        predictor = Predictor(run.prefetch.by, run.prefetch.ahead)
+        workload = workloads[label]
+        predicted = select({label: run.policy}, workload.predicting(predictor), jobs=jobs)[label]
+        found[label] = foretold(selections[label], predicted, run.policy, workload, run.prefetch.tokens)
+    return found
+
+
+def _run(
+    label: str,
+    run: Run,
+    model: Model,
+    selection: Selection,
+    foreseen: Prefetched | None,
+    fits: Footprint,
+    counters: Counters,
+) -> Record:
     """Simulate one run on a machine of its own."""
-    machine, env, network = _machine(run)
-    placement = _placement(run)
-    plan = place(selection, run.policy, model, placement, fits.batch)
-    bound = Binder(machine, model, placement, selection.stages, fits.batch).bind(plan)
+    ahead = None
+    if foreseen is not None and run.prefetch is not None:
+        ahead = ahead_of(foreseen, own_heads(run, selection), run.prefetch, fits.batch)
+    ready = decode(run, own_model(run, model), selection, fits.batch, ahead=ahead)
+    env, network, plan, bound = ready.env, ready.network, ready.plan, ready.bound
     probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
     times = Executor(env, network, plan, bound).run()
     counters.events += env.events
@@ -295,15 +444,29 @@ def _run(label: str, run: Run, model: Model, selection: Selection, fits: Footpri
         policy=run.policy.name,
         platform=run.platform,
         batch=fits.batch,
+        gpus=run.tensor_parallel.gpus if run.tensor_parallel else 1,
         plan=plan,
         bound=bound,
         times=times,
         selection=selection,
+        ahead=ahead,
         capacity_bytes=fits.tiers,
         utilisation=probe.utilisation(),
         bin_ps=probe.bin_ps,
+        resources=tuple(network.resources),
         series=_series(probe, network),
     )
+
+
+def what_if_of(run: Run, model: Model, record: Record) -> list[WhatIf]:
+    """Ask of a finished run how much shorter its steps would be if what they waited for were faster."""
+
+    def replay(plan: Plan, scale: Mapping[str, float]) -> Times:
+        ready = bind(run, own_model(run, model), plan, record.selection.stages, record.batch, scale=scale)
+        return Executor(ready.env, ready.network, plan, ready.bound).run()
+
+    spent = by_resource(record.plan, record.bound, record.times, record.resources)
+    return what_if(record.plan, spent, record.resources, replay)
 
 
 def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]:
@@ -325,7 +488,7 @@ def _notes(scenario: Scenario, ready: Prepared) -> list[str]:
         batch = scenario.workload.batch
         text = f"{label}: batch {ready.prints[label].batch} is the largest whose weights and KV fit"
         if isinstance(batch, int) and batch > ready.prints[label].batch:
-            wanted = footprint(run, ready.models[label], ready.prints[label].tokens, batch)
+            wanted = footprint(run, own_model(run, ready.models[label]), ready.prints[label].tokens, batch)
             text += f"; batch {batch} does not: {wanted.overflow(run.platform)}"
         notes.append(text)
     return notes

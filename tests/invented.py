@@ -73,6 +73,10 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
         stream_tokens=tokens,
         stream_bytes=tokens * np.array([stream.record_bytes for stream in streams])[:, None, None],
         state_bytes=state_bytes(of.keep, 1) * (hot + read),
+        archive_tokens=np.zeros_like(read),
+        archive_runs=np.zeros_like(read),
+        refit_bytes=np.zeros_like(read),
+        rewritten_bytes=np.zeros_like(read),
         lost_mass=per_head,
         certified_mass=None,
         violations=None,
@@ -131,6 +135,19 @@ class Ledger:
         self.moved[flow.flow_class] = self.moved.get(flow.flow_class, 0) + flow.nbytes
 
 
+def replay(chosen, model, placement, batch, machine="h100_cxl_pim"):
+    """Return what runs a plan with some resources faster, as `ghostsim.metrics.what_if` asks for."""
+
+    def again(plan, scale):
+        env = CountingEnvironment()
+        network = Network(env, scale)
+        built = Machine(env, network, platform(machine))
+        bound = Binder(built, model, placement, chosen.stages, batch).bind(plan)
+        return Executor(env, network, plan, bound).run()
+
+    return again
+
+
 def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=()):
     """Run a Selection on a bundled platform, changed by `sets`."""
     env = CountingEnvironment()
@@ -145,13 +162,16 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         policy=of.name,
         platform=built.platform,
         batch=batch,
+        gpus=1,
         plan=plan,
         bound=bound,
         times=times,
         selection=chosen,
+        ahead=None,
         capacity_bytes={},
         utilisation=probe.utilisation(),
         bin_ps=1,
+        resources=tuple(network.resources),
         series={},
     )
     return Run(record, network, probe, built.links, ledger.moved)

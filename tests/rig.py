@@ -1,6 +1,6 @@
 """A flow network on which tests run single jobs and legs of devices."""
 
-from functools import partial
+from functools import cache, partial
 
 from ghostsim.config.load import load_part, load_platform
 from ghostsim.devices.machine import Machine
@@ -11,10 +11,12 @@ from ghostsim.engine.probes import UtilisationProbe
 PS = 1e12
 
 
+@cache
 def part(name, *sets):
     return load_part(name, sets).value
 
 
+@cache
 def platform(name="h100_cxl_pim", *sets):
     return load_platform(name, sets).value
 

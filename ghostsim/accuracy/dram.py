@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ghostsim.timing import dram, loaded
-from ghostsim.timing.dram import DramTiming, Pattern
+from ghostsim.timing.dram import DramTiming, Pattern, Settings
 from ghostsim.timing.dram_table import load_timings
 
 Row = Mapping[str, str]
@@ -33,14 +33,17 @@ COLUMNS: Mapping[str, Mapping[str, type]] = {
 
 UNITS: Mapping[str, str] = {probe: "GB/s" if probe == "dram_bandwidth" else "ns" for probe in COLUMNS}
 
-MODELLED: Mapping[str, frozenset[str]] = {
-    "mapping": frozenset({"CHUNK256"}),
-    "page_policy": frozenset({"open"}),
-    "refresh": frozenset({"AllBank", "NoRefresh"}),
-    "pattern": frozenset({"stream", "random"}),
-    "arrival": frozenset({"idle", "poisson"}),
-}
-"""The values of condition columns that are modelled; a row with another one is to be skipped."""
+KNOWN: Mapping[str, tuple[str, ...]] = {"pattern": ("stream", "random"), "arrival": ("idle", "poisson")}
+"""The values of conditions that have no others."""
+
+
+def modelled(row: Row) -> bool:
+    """Say whether the bank model knows the row's mapping, page policy and refresh."""
+    try:
+        _settings(row)
+    except ValueError:
+        return False
+    return True
 
 
 def _timing(row: Row) -> DramTiming:
@@ -51,8 +54,8 @@ def _pattern(row: Row) -> Pattern:
     return Pattern(row["pattern"], int(row["record_bytes"]), float(row["read_fraction"]))
 
 
-def _refreshed(row: Row) -> bool:
-    return row["refresh"] == "AllBank"
+def _settings(row: Row) -> Settings:
+    return Settings(row["mapping"], row["page_policy"], row["refresh"])
 
 
 def bandwidth(row: Row) -> float:
@@ -63,14 +66,14 @@ def bandwidth(row: Row) -> float:
         outstanding=int(row["outstanding"]),
         read_queue=int(row["read_queue"]),
         write_queue=int(row["write_queue"]),
-        refresh=_refreshed(row),
+        settings=_settings(row),
     )
     return rate / 1e9
 
 
 def _latency(row: Row) -> tuple[float, float]:
     injected = None if row["arrival"] == "idle" else float(row["injected_GBps"]) * 1e9
-    return dram.loaded_latency(_timing(row), _pattern(row), injected, refresh=_refreshed(row))
+    return dram.loaded_latency(_timing(row), _pattern(row), injected, settings=_settings(row))
 
 
 def latency_mean(row: Row) -> float:
@@ -85,7 +88,7 @@ def latency_p95(row: Row) -> float:
 
 def gather(row: Row) -> float:
     """Return the makespan of a gather from one channel in ns."""
-    return dram.gather_makespan(_timing(row), int(row["n_records"]), int(row["record_bytes"]), refresh=_refreshed(row))
+    return dram.gather_makespan(_timing(row), int(row["n_records"]), int(row["record_bytes"]), settings=_settings(row))
 
 
 def _system(row: Row, shape: loaded.LatencyShape) -> float:

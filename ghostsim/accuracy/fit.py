@@ -1,47 +1,52 @@
-"""Fits the kernel constants of ``hwmodels/gpu/arch`` to the bundled reference tables.
+"""Fits every constant that is fitted to the bundled reference tables: above all those of ``hwmodels/gpu/arch``.
 
-``python -m ghostsim.accuracy.fit`` rewrites the files. The fit is deterministic: a damped Gauss-Newton search over
-bounded constants from fixed starts, robust against single bad rows, with a weak pull towards typical values that keeps
-constants the rows cannot tell apart from running to their bounds.
+``make fit`` rewrites the files and prints the fits of what other modules hold as constants. The fit is deterministic: a
+damped Gauss-Newton search over bounded constants from fixed starts, robust against single bad rows, with a weak pull
+towards typical values that keeps constants the rows cannot tell apart from running to their bounds.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ghostsim import bundled
-from ghostsim.accuracy.kernels import COLUMNS, UNITS, attention_shape, family, gemm_shape, gpu_parts
-from ghostsim.accuracy.table import Measurement, read, schemas
+from ghostsim.accuracy.kernels import attention_shape, family, gemm_shape, gpu, mram_cycles
+from ghostsim.accuracy.predict import SCHEMAS
+from ghostsim.accuracy.table import Measurement, read
+from ghostsim.devices.gpu_arch import gpu_spec
 from ghostsim.seeding import generator
-from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, decode_attention_us, gemm_us
+from ghostsim.timing.gpu_kernels import AttentionParams, GemmParams, SplitRule, decode_attention_us, gemm_us
+from ghostsim.timing.loaded import LatencyShape, latency_ns
+from ghostsim.timing.upmem import UPMEM_350MHZ
 
 Vector = npt.NDArray[np.float64]
 Model = Callable[[Vector], Vector]
+Whole = tuple[int, SplitRule, int]
 
 _ROBUST = 0.06
 """Relative error from which a row counts linearly instead of quadratically."""
 _STARTS = 4
 _STEPS = 60
 _EDGE = 1e-3
-_SLOTS_AND_SPLITS = {
-    ("sm_80", "vllm"): (2, 128),
-    ("sm_80", "sglang"): (1, 128),
-    ("sm_90", "vllm"): (1, 128),
-    ("sm_90", "sglang"): (1, 128),
-    ("sm_90", "trtllm_bf16"): (2, 128),
-    ("sm_90", "trtllm_bf16_mha"): (2, 128),
-    ("sm_90", "trtllm_fp8"): (2, 128),
-    ("sm_90", "trtllm_fp8_mha"): (2, 128),
-    ("sm_100", "vllm"): (2, 16),
-    ("sm_100", "trtllm_bf16"): (2, 16),
-    ("sm_100", "trtllm_fp8"): (2, 16),
+_WHOLE: Mapping[tuple[str, str], Whole] = {
+    ("sm_80", "vllm"): (2, "occupancy", 128),
+    ("sm_80", "sglang"): (1, "one_wave", 128),
+    ("sm_90", "vllm"): (1, "occupancy", 128),
+    ("sm_90", "sglang"): (1, "occupancy", 128),
+    ("sm_90", "trtllm_bf16"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_bf16_mha"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_fp8"): (2, "occupancy", 128),
+    ("sm_90", "trtllm_fp8_mha"): (2, "occupancy", 128),
+    ("sm_100", "vllm"): (2, "occupancy", 16),
+    ("sm_100", "trtllm_bf16"): (2, "occupancy", 16),
+    ("sm_100", "trtllm_fp8"): (2, "occupancy", 16),
 }
-"""Whole-number constants, by trial: 1 or 2 work items per SM, at most 16 or 128 splits."""
+"""What is not fitted but found by trial: 1 or 2 work items per SM, the rule of splits, at most 16 or 128 of them."""
 _BORROWED: Mapping[str, str] = {"sm_89": "sm_80", "gfx942": "sm_90"}
 """Architectures without a measured table, and whose constants they take."""
 _LIKE = {
@@ -68,8 +73,14 @@ def _bounds(rows: Sequence[tuple[float, float, float]], ridge: float) -> Bounds:
 
 
 _ATTENTION = _bounds(
-    [(1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 20, 1), (0, 30, 6), (0.4, 1, 0.9), (0.3, 6, 2), (0.25, 1.6, 0.9)], 0.003
+    [
+        *((1, 30, 8), (0, 4, 1), (0, 20, 8), (0, 10, 1), (0, 20, 1), (0, 30, 6)),
+        *((0.4, 1, 0.9), (4e9, 400e9, 60e9), (0.25, 1.6, 0.9)),
+    ],
+    0.003,
 )
+_SYSTEM = _bounds([(0, 1, 0.2), (0, 1, 0.05), (0.1, 3, 0.8), (0, 5, 1.5), (2, 12, 6)], 0.001)
+_DMA = _bounds([(20, 120, 60), (20, 120, 60), (10, 80, 40), (0.4, 0.8, 0.55)], 1e-4)
 _GEMM = _bounds([(0, 20, 4), (0.4, 1.05, 0.85), (0.4, 1.1, 0.8), (0, 1, 0.3), (0, 1, 0.1)], 0.001)
 
 
@@ -131,18 +142,31 @@ def _normal_equations(residuals: Model, u: Vector, r: Vector, pull: Vector, ridg
 
 @dataclass(frozen=True)
 class Fitted:
-    """Fitted constants with their errors (fractions): on all rows, and on the half they were not fitted to."""
+    """Fitted constants with their errors, median and 90th percentile as fractions.
+
+    `held_out`: on the half of the rows that the constants were not fitted to. `left_out`: on each value of a condition
+    (head counts, or n and k) by constants fitted without it; none if the rows have one value.
+    """
 
     constants: Vector
     rows: int
     fit: tuple[float, float]
     held_out: tuple[float, float]
+    left_out: tuple[float, float] | None
 
 
 Build = Callable[[Sequence[Measurement]], Model]
+_HEADS, _WEIGHTS = ("q_heads", "kv_heads"), ("n", "k")
+_LEFT_OUT = {
+    "gpu_decode_attention": "head counts",
+    "gpu_gemm": "n x k",
+    "memory_system_latency": "machines",
+    "upmem_mram_dma": "transfer sizes",
+}
+"""Conditions whose values are left out in turn: rows of a new table are as likely to have others."""
 
 
-def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str) -> Fitted:
+def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str, left_out: Sequence[str]) -> Fitted:
     def solve(part: Sequence[Measurement]) -> Vector:
         return _search(build(part), _values(part), bounds, path)
 
@@ -150,10 +174,30 @@ def _fit(rows: Sequence[Measurement], build: Build, bounds: Bounds, path: str) -
         return np.abs(build(part)(constants) / _values(part) - 1)
 
     constants = _rounded(solve(rows))
+
+    def unseen(blocks: Sequence[Sequence[Measurement]]) -> tuple[float, float]:
+        """Predict each block from the others."""
+        others = [[row for other in blocks if other is not block for row in other] for block in blocks]
+        pairs = zip(others, blocks, strict=True)
+        return _quantiles(np.concatenate([errors(solve(other), block) for other, block in pairs]))
+
     shuffled = [rows[i] for i in generator(0, path + "/halves").permutation(len(rows))]
-    one, two = shuffled[::2], shuffled[1::2]
-    held_out = np.concatenate([errors(solve(one), two), errors(solve(two), one)])
-    return Fitted(constants, len(rows), _quantiles(errors(constants, rows)), _quantiles(held_out))
+    blocks = _blocks(rows, left_out)
+    return Fitted(
+        constants,
+        len(rows),
+        _quantiles(errors(constants, rows)),
+        unseen([shuffled[::2], shuffled[1::2]]),
+        unseen(blocks) if len(blocks) > 1 else None,
+    )
+
+
+def _blocks(rows: Sequence[Measurement], columns: Sequence[str]) -> list[list[Measurement]]:
+    """Group rows that agree in `columns`."""
+    groups: dict[tuple[str, ...], list[Measurement]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.row[name] for name in columns), []).append(row)
+    return list(groups.values())
 
 
 def _values(rows: Sequence[Measurement]) -> Vector:
@@ -168,33 +212,35 @@ def _quantiles(errors: Vector) -> tuple[float, float]:
     return float(np.quantile(errors, 0.5)), float(np.quantile(errors, 0.9))
 
 
-def _attention_params(constants: Vector, whole: tuple[int, int]) -> AttentionParams:
-    floor, doubling, start, wave, cold, efficiency, speedup, share = (float(value) for value in constants)
-    return AttentionParams(floor, doubling, start, wave, cold, efficiency, speedup, share, *whole)
+def _attention_params(constants: Vector, whole: Whole) -> AttentionParams:
+    names = [field.name for field in fields(AttentionParams)]
+    slots, rule, splits = whole
+    fitted = dict(zip(names[:-3], (float(value) for value in constants), strict=True))
+    return AttentionParams(**fitted, slots_per_sm=slots, split_rule=rule, max_splits=splits)
 
 
-def _attention_model(whole: tuple[int, int]) -> Build:
-    """Return the attention model with the whole-number constants `whole`."""
+def _attention_model(whole: Whole) -> Build:
+    """Return the attention model with the constants `whole` that are not fitted."""
 
     def build(rows: Sequence[Measurement]) -> Model:
-        shapes = [(gpu_parts()[row.part].spec, attention_shape(row.row)) for row in rows]
+        shapes = [(gpu_spec(gpu(row.part)), attention_shape(row.row)) for row in rows]
         return lambda x: np.array(
-            [decode_attention_us(spec, _attention_params(x, whole), shape) for spec, shape in shapes]
+            [decode_attention_us(part, _attention_params(x, whole), shape) for part, shape in shapes]
         )
 
     return build
 
 
 def _gemm_model(rows: Sequence[Measurement]) -> Model:
-    shapes = [(gpu_parts()[row.part].spec, gemm_shape(row.row)) for row in rows]
-    return lambda x: np.array([gemm_us(spec, GemmParams(*x), shape) for spec, shape in shapes])
+    shapes = [(gpu_spec(gpu(row.part)), gemm_shape(row.row)) for row in rows]
+    return lambda x: np.array([gemm_us(part, GemmParams(*x), shape) for part, shape in shapes])
 
 
 def _by_family(rows: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
     """Group attention rows by architecture and family; one query head per KV head is a kernel of its own if fitted."""
-    groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _SLOTS_AND_SPLITS}
+    groups: dict[tuple[str, str], list[Measurement]] = {key: [] for key in _WHOLE}
     for row in rows:
-        arch, name = gpu_parts()[row.part].architecture, family(row.row)
+        arch, name = gpu(row.part).architecture.name, family(row.row)
         own = (arch, f"{name}_mha")
         groups[own if own in groups and row.row["q_heads"] == row.row["kv_heads"] else (arch, name)].append(row)
     return groups
@@ -208,7 +254,7 @@ def fit_attention(rows: Sequence[Measurement]) -> dict[tuple[str, str], Fitted]:
         if name.endswith("_mha"):
             sibling = found[arch, name.removesuffix("_mha")].constants
             bounds = Bounds(bounds.low, bounds.high, np.clip(sibling, bounds.low, bounds.high), 0.01)
-        found[key] = _fit(group, _attention_model(_SLOTS_AND_SPLITS[key]), bounds, f"attention/{arch}/{name}")
+        found[key] = _fit(group, _attention_model(_WHOLE[key]), bounds, f"attention/{arch}/{name}", _HEADS)
     return found
 
 
@@ -216,26 +262,72 @@ def fit_gemm(rows: Sequence[Measurement]) -> dict[str, Fitted]:
     """Fit the GEMM of every architecture."""
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        groups.setdefault(gpu_parts()[row.part].architecture, []).append(row)
-    return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}") for arch, group in groups.items()}
+        groups.setdefault(gpu(row.part).architecture.name, []).append(row)
+    return {arch: _fit(group, _gemm_model, _GEMM, f"gemm/{arch}", _WEIGHTS) for arch, group in groups.items()}
+
+
+def fit_system_latency(rows: Sequence[Measurement]) -> Fitted:
+    """Fit the loaded latency of memory systems, leaving out each machine in turn."""
+    return _fit(rows, _system_model, _SYSTEM, "memory_system_latency", ("part",))
+
+
+def fit_dma(rows: Sequence[Measurement]) -> Fitted:
+    """Fit the MRAM DMA of UPMEM DPUs, leaving out each transfer size in turn."""
+    return _fit(rows, _dma_model, _DMA, "upmem_mram_dma", ("transfer_bytes",))
+
+
+def _system_model(rows: Sequence[Measurement]) -> Model:
+    columns = ("idle_ns", "load_GBps", "max_GBps", "read_fraction")
+    points = [[float(row.row[name]) for name in columns] for row in rows]
+    return lambda x: np.array(
+        [latency_ns(idle, load / most, reads, LatencyShape(*x)) for idle, load, most, reads in points]
+    )
+
+
+def _dma_model(rows: Sequence[Measurement]) -> Model:
+    def predict(x: Vector) -> Vector:
+        read, write, engine, per_byte = (float(value) for value in x)
+        spec = replace(
+            UPMEM_350MHZ,
+            read_setup_cycles=read,
+            write_setup_cycles=write,
+            engine_setup_cycles=engine,
+            engine_cycles_per_byte=per_byte,
+        )
+        return np.array([mram_cycles(row.row, spec) for row in rows])
+
+    return predict
 
 
 def _block_lines(name: str, params: AttentionParams | GemmParams, source: str, confidence: str) -> list[str]:
     values = dict(zip((field.name for field in fields(params)), astuple(params), strict=True))
     lines = [f"  {name}:"]
     for key, value in values.items():
-        is_time = key.endswith("_us")
-        lines.append(f'    {key.removesuffix("_us")}: "{value:g} us"' if is_time else f"    {key}: {value:g}")
+        lines.append(f"    {_entry(key, value)}")
     return [*lines, f'    source: "{source}"', f"    confidence: {confidence}"]
 
 
-def _source(fitted: Fitted, table: str) -> str:
-    errors = "{:.1f} / {:.1f} %"
-    fit, held_out = (errors.format(*(100 * share for share in pair)) for pair in (fitted.fit, fitted.held_out))
-    return (
+def _entry(name: str, value: float | str) -> str:
+    """Return a constant as the catalogue writes it, with its unit."""
+    if isinstance(value, str):
+        return f"{name}: {value}"
+    if name.endswith("_us"):
+        return f'{name.removesuffix("_us")}: "{value:g} us"'
+    return f'l2_bandwidth_per_sm: "{value / 1e9:g} GB/s"' if name == "l2_bytes_per_s_per_sm" else f"{name}: {value:g}"
+
+
+def source(fitted: Fitted, table: str) -> str:
+    """Return what a part says about its fitted constants: rows, and errors on those and on held-out ones."""
+    text = (
         f"fitted by ghostsim.accuracy.fit on {fitted.rows} rows of hwmodels/reference/{table}; "
-        f"median / p90 error {fit}, on the half not fitted to {held_out}"
+        f"median / p90 error {_shares(fitted.fit)}, on the half not fitted to {_shares(fitted.held_out)}"
     )
+    what = _LEFT_OUT[table.removesuffix(".csv")]
+    return text if fitted.left_out is None else f"{text}, on {what} not fitted to {_shares(fitted.left_out)}"
+
+
+def _shares(pair: tuple[float, float]) -> str:
+    return "{:.1f} / {:.1f} %".format(*(100 * share for share in pair))
 
 
 def arch_text(
@@ -246,20 +338,20 @@ def arch_text(
     borrowed = f"no measured table; the constants of {like}" if like else None
     lines = ["schema: 1", "kind: gpu_arch", f"name: {arch}", f"summary: kernel constants of {arch}", "attention:"]
     params = {
-        name: (_attention_params(fitted.constants, _SLOTS_AND_SPLITS[key, name]), fitted)
+        name: (_attention_params(fitted.constants, _WHOLE[key, name]), fitted)
         for (key, name), fitted in attention.items()
         if key == owner
     }
     for name, (constants, fitted) in params.items():
-        source, confidence = borrowed or _source(fitted, "gpu_decode_attention.csv"), "assumed" if like else "derived"
-        lines += _block_lines(name, constants, source, confidence)
+        text, confidence = borrowed or source(fitted, "gpu_decode_attention.csv"), "assumed" if like else "derived"
+        lines += _block_lines(name, constants, text, confidence)
     for name, other in _LIKE[owner].items():
         lines += _block_lines(
             name, params[other][0], borrowed or f"no usable rows; the constants of {other}", "assumed"
         )
-    source, confidence = borrowed or _source(gemm[owner], "gpu_gemm.csv"), "assumed" if like else "derived"
+    text, confidence = borrowed or source(gemm[owner], "gpu_gemm.csv"), "assumed" if like else "derived"
     return (
-        "\n".join([*lines, "gemm:", *_block_lines("dense", GemmParams(*gemm[owner].constants), source, confidence)])
+        "\n".join([*lines, "gemm:", *_block_lines("dense", GemmParams(*gemm[owner].constants), text, confidence)])
         + "\n"
     )
 
@@ -267,13 +359,15 @@ def arch_text(
 def main() -> None:
     """Fit and rewrite the files."""
     folder = bundled.folder("hwmodels") / "reference"
-    known = schemas(COLUMNS, UNITS)
-    attention = fit_attention(read(folder / "gpu_decode_attention.csv", known))
-    gemm = fit_gemm(read(folder / "gpu_gemm.csv", known))
+    attention = fit_attention(read(folder / "gpu_decode_attention.csv", SCHEMAS))
+    gemm = fit_gemm(read(folder / "gpu_gemm.csv", SCHEMAS))
     for arch, like in [*((arch, None) for arch in gemm), *_BORROWED.items()]:
         path = bundled.folder("hwmodels") / "gpu" / "arch" / f"{arch}.yaml"
         path.write_text(arch_text(arch, attention, gemm, like), encoding="utf-8")
         sys.stderr.write(f"{path}\n")
+    for probe, solve in (("memory_system_latency", fit_system_latency), ("upmem_mram_dma", fit_dma)):
+        found = solve(read(folder / f"{probe}.csv", SCHEMAS))
+        sys.stderr.write(f"{probe}: {found.constants.tolist()}; {source(found, probe)}\n")
 
 
 if __name__ == "__main__":

@@ -2,111 +2,91 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import cast, get_args
 
-from ghostsim import bundled
 from ghostsim.accuracy.table import Row
-from ghostsim.config.hardware import GpuArch
+from ghostsim.config import catalogue
+from ghostsim.config.document import read
+from ghostsim.config.hardware import Gpu
 from ghostsim.config.load import load_part
-from ghostsim.devices.gpu_arch import attention_params, gemm_params
-from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, GpuSpec, decode_attention_us, gemm_us
-from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, mram_dma_cycles
-from ghostsim.units import BANDWIDTH, BYTES, FLOP_RATE
+from ghostsim.devices.gpu_arch import attention_params, gemm_params, gpu_spec
+from ghostsim.timing.gpu_kernels import AttentionShape, GemmShape, decode_attention_us, gemm_us
+from ghostsim.timing.upmem import DMA_MAX_BYTES, UPMEM_350MHZ, Op, UpmemSpec, mram_dma_cycles
 
 ELEMENT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
-FRAMEWORKS = ("vllm", "sglang", "trtllm")
+FRAMEWORKS = ("vllm", "sglang", "trtllm", "torch")
 DPUS = {"UPMEM_DPU_350MHz": UPMEM_350MHZ}
 
 
-@dataclass(frozen=True)
-class GpuPart:
-    """A GPU known by its datasheet; its kernels' constants are those of its architecture."""
-
-    spec: GpuSpec
-    architecture: str
-
-    @property
-    def arch(self) -> GpuArch:
-        """The kernel constants."""
-        return load_arch(self.architecture)
+@cache
+def gpu_names() -> Mapping[str, str]:
+    """Return the GPUs of the catalogue by every name they go by: their own and their aliases."""
+    found: dict[str, str] = {}
+    for name, path in catalogue.files("part").items():
+        text = read(path)[0].plain()
+        if text.get("kind") == "gpu":
+            found |= dict.fromkeys((name, *text.get("aliases", ())), name)
+    return found
 
 
 @cache
-def load_arch(name: str) -> GpuArch:
-    """Return the kernel constants of a GPU architecture of the catalogue."""
-    return cast(GpuArch, load_part(name).value)
-
-
-@cache
-def gpu_parts() -> Mapping[str, GpuPart]:
-    """Return the GPUs of ``hwmodels/reference/gpu_specs.csv`` by every name they go by."""
-    path = bundled.folder("hwmodels") / "reference" / "gpu_specs.csv"
-    quantities: dict[str, dict[str, str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            text = row["value"] if row["unit"] == "-" else f"{row['value']} {row['unit']}"
-            quantities.setdefault(row["part"], {})[row["quantity"]] = text
-    return {name: _gpu_part(quantities[found.get("same_as", name)]) for name, found in quantities.items()}
-
-
-def _gpu_part(found: Mapping[str, str]) -> GpuPart:
-    spec = GpuSpec(
-        sms=int(found["sms"]),
-        peak_flops=FLOP_RATE.parse(found["dense_bf16"]),
-        hbm_bytes_per_s=BANDWIDTH.parse(found["hbm_bandwidth"]),
-        l2_bytes=int(BYTES.parse(found["l2"])),
-    )
-    return GpuPart(spec, found["architecture"])
+def gpu(name: str) -> Gpu:
+    """Return the GPU that goes by a name; KeyError(name) if there is none."""
+    return cast(Gpu, load_part(gpu_names()[name]).value)
 
 
 def family(row: Row) -> str:
-    """Return the kernel family of a decode-attention row: framework without version, TensorRT-LLM by KV type."""
+    """Return the kernel family of a decode-attention row.
+
+    The framework without its version, TensorRT-LLM by KV type. PyTorch takes the constants of vLLM: both call
+    FlashAttention.
+    """
     name = row["framework"].split(" ")[0]
     if name not in FRAMEWORKS:
         raise FieldError("framework", f"one of {', '.join(FRAMEWORKS)} with its version, e.g. 'vllm 0.24.0'")
-    return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}" if name == "trtllm" else name
+    if name == "trtllm":
+        return f"trtllm_{'fp8' if row['kv_dtype'] == 'fp8' else 'bf16'}"
+    return "vllm" if name == "torch" else name
 
 
 def attention_shape(row: Row) -> AttentionShape:
     """Return the kernel that a decode-attention row measures."""
-    q_heads, kv_heads = _count(row, "q_heads"), _count(row, "kv_heads")
+    q_heads, kv_heads = count(row, "q_heads"), count(row, "kv_heads")
     if q_heads % kv_heads:
         raise FieldError("q_heads", f"a multiple of kv_heads {kv_heads}")
-    size = ELEMENT_BYTES[_one_of(row, "kv_dtype", tuple(ELEMENT_BYTES))]
-    return AttentionShape(q_heads, kv_heads, _count(row, "head_dim"), size, _count(row, "batch"), _count(row, "kv_len"))
+    size = ELEMENT_BYTES[one_of(row, "kv_dtype", tuple(ELEMENT_BYTES))]
+    return AttentionShape(q_heads, kv_heads, count(row, "head_dim"), size, count(row, "batch"), count(row, "kv_len"))
 
 
-def attention_us(row: Row) -> float:
+def attention_us(part: Gpu, row: Row) -> float:
     """Predict the microseconds of a decode-attention row."""
-    gpu, shape = gpu_parts()[row["part"]], attention_shape(row)
-    _one_of(row, "warm_l2", ("yes", "no"))
-    params = attention_params(gpu.arch, family(row), shape.q_heads, shape.kv_heads)
-    return decode_attention_us(gpu.spec, params, shape)
+    shape = attention_shape(row)
+    one_of(row, "warm_l2", ("yes", "no"))
+    params = attention_params(part.architecture, family(row), shape.q_heads, shape.kv_heads)
+    return decode_attention_us(gpu_spec(part), params, shape)
 
 
 def gemm_shape(row: Row) -> GemmShape:
     """Return the product that a GEMM row measures."""
-    size = ELEMENT_BYTES[_one_of(row, "dtype", tuple(ELEMENT_BYTES))]
-    return GemmShape(_count(row, "m"), _count(row, "n"), _count(row, "k"), size)
+    size = ELEMENT_BYTES[one_of(row, "dtype", tuple(ELEMENT_BYTES))]
+    return GemmShape(count(row, "m"), count(row, "n"), count(row, "k"), size)
 
 
-def dense_us(row: Row) -> float:
+def dense_us(part: Gpu, row: Row) -> float:
     """Predict the microseconds of a GEMM row."""
-    gpu = gpu_parts()[row["part"]]
-    return gemm_us(gpu.spec, gemm_params(gpu.arch), gemm_shape(row))
+    return gemm_us(gpu_spec(part), gemm_params(part.architecture), gemm_shape(row))
 
 
-def mram_cycles(row: Row) -> float:
-    """Predict the DPU cycles of an MRAM DMA row."""
-    spec = replace(DPUS[row["part"]], tasklets=_count(row, "tasklets"))
-    nbytes = _count(row, "transfer_bytes")
+def mram_cycles(row: Row, dpu: UpmemSpec | None = None) -> float:
+    """Predict the DPU cycles of an MRAM DMA row, of `dpu` instead of the row's part if given."""
+    spec = replace(dpu or DPUS[row["part"]], tasklets=count(row, "tasklets"))
+    nbytes = count(row, "transfer_bytes")
     if nbytes % 8 or nbytes > DMA_MAX_BYTES:
         raise FieldError("transfer_bytes", f"a multiple of 8 up to {DMA_MAX_BYTES}")
-    return mram_dma_cycles(spec, cast(Op, _one_of(row, "op", get_args(Op))), nbytes)
+    return mram_dma_cycles(spec, cast(Op, one_of(row, "op", get_args(Op))), nbytes)
 
 
 class FieldError(ValueError):
@@ -117,24 +97,26 @@ class FieldError(ValueError):
         self.column, self.expected = column, expected
 
 
-def _one_of(row: Row, column: str, known: tuple[str, ...]) -> str:
+def one_of(row: Row, column: str, known: tuple[str, ...]) -> str:
+    """Return the text of a column, which must be one of those that are known."""
     if row[column] not in known:
         raise FieldError(column, f"one of {', '.join(known)}")
     return row[column]
 
 
-def _count(row: Row, column: str) -> int:
+def count(row: Row, column: str) -> int:
+    """Return the number of a column, which must be at least 1."""
     number = int(row[column])
     if number < 1:
         raise FieldError(column, "at least 1")
     return number
 
 
-PROBES: Mapping[str, Callable[[Row], float]] = {
+GPU_PROBES: Mapping[str, Callable[[Gpu, Row], float]] = {
     "gpu_decode_attention": attention_us,
     "gpu_gemm": dense_us,
-    "upmem_mram_dma": mram_cycles,
 }
+PROBES: Mapping[str, Callable[[Row], float]] = {"upmem_mram_dma": mram_cycles}
 COLUMNS: Mapping[str, Mapping[str, type]] = {
     "gpu_decode_attention": {
         "framework": str,

@@ -46,7 +46,10 @@ class Entry:
     path: str
     summary: str
     marks: tuple[str, ...] = ()
-    """What a list shows beside the name: of a policy its family and fidelity."""
+    """What a list shows beside the name: of a policy its family and fidelity, of a part its kind."""
+
+
+_NO_MARKS = {"policy": ("-", "-"), "part": ("-",)}
 
 
 def _room(name: str) -> Path:
@@ -115,23 +118,25 @@ def label(path: Path) -> str:
 
 
 def names(kind: str) -> list[Entry]:
-    """List what is bundled of a kind (``parts`` or ``part``, ..., ``traces``), sorted by name."""
+    """List what is bundled of a kind (``parts`` or ``part``, ..., ``traces``), sorted by name, parts by kind first."""
     single = PLURALS.get(kind, kind)
     if single == "trace":
         return [_entry(path.parent.name, "trace", path) for path in sorted(folder("traces").glob("*/manifest.yaml"))]
-    return [_entry(name, single, path) for name, path in files(single).items()]
+    return sorted((_entry(name, single, path) for name, path in files(single).items()), key=lambda entry: entry.kind)
 
 
 def _entry(name: str, kind: str, path: Path) -> Entry:
     try:
         text = read(path)[0].plain()
     except ConfigError as error:
-        return Entry(name, kind, str(path), f"invalid: {error}", ("-", "-") if kind == "policy" else ())
+        return Entry(name, kind, str(path), f"invalid: {error}", _NO_MARKS.get(kind, ()))
     facts = text if isinstance(text, dict) else {}
     shown = path.parent if kind == "trace" else path
     summary = facts.get("summary") or facts.get("paper") or _derived_summary(facts)
-    marks = (str(facts.get("family", "baseline")), str(facts.get("fidelity", "exact"))) if kind == "policy" else ()
-    return Entry(name, str(facts.get("kind") or kind) if kind == "part" else kind, str(shown), str(summary), marks)
+    found = str(facts.get("kind") or kind) if kind == "part" else kind
+    policy = (str(facts.get("family", "baseline")), str(facts.get("fidelity", "exact")))
+    marks = {"policy": policy, "part": (found,)}.get(kind, ())
+    return Entry(name, found, str(shown), str(summary), marks)
 
 
 def _axes(facts: Mapping[str, Any]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ghostsim.config import fields
@@ -13,7 +14,7 @@ from ghostsim.config.document import Node, make
 from ghostsim.config.expand import sourced
 from ghostsim.config.scenario import Run
 
-_OPEN = ("model", "platform", "workload")
+_OPEN = ("model", "platform", "workload", "serving")
 
 
 def with_defaults(node: Node, annotation: Any) -> Node:
@@ -44,8 +45,18 @@ def _says(key: str, info: FieldInfo) -> bool:
     return not info.is_required() and info.default is not None and key not in ("schema", "summary")
 
 
+@cache
+def _field_type(annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[annotation, *metadata] if metadata else annotation)
+
+
+def _written(info: FieldInfo) -> TypeAdapter[Any]:
+    """Return what writes a value of a field as a document has it, with its unit."""
+    annotation: Any = info.annotation
+    return _field_type(annotation, tuple(info.metadata))
+
+
 def _default(node: Node, model: type[BaseModel], key: str, info: FieldInfo) -> Node:
-    default = info.default
-    plain = default.model_dump(mode="json", by_alias=True) if isinstance(default, BaseModel) else default
+    plain = _written(info).dump_python(info.default, mode="json", by_alias=True)
     value = make(plain, node.at)
     return sourced(value, "default of ghostsim") if fields.is_quantity(model, node, key) else value

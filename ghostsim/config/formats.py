@@ -57,6 +57,18 @@ class Sparse(Strict):
     m: Count = 4
 
 
+class Residual(Strict):
+    """What a row differs by from its anchor, the mean of about `tokens` similar rows, at `bits` per channel.
+
+    The anchors are in HBM, in fp16; a row names its own in 2 bytes and carries an fp16 scale and minimum.
+    """
+
+    tokens: Annotated[Count, Field(le=4096)] = 16
+    bits: Literal[1, 2, 4, 8] = 4
+    rounds: Annotated[Count, Field(le=100)] = 4
+    """Rounds of the clustering that finds the anchors."""
+
+
 class Fp16Format(Strict):
     """As the model writes it."""
 
@@ -93,13 +105,20 @@ class SparseFormat(Strict):
     nm: Sparse
 
 
+class ResidualFormat(Strict):
+    """An anchor and what is left."""
+
+    residual: Residual
+
+
 Side = Annotated[
     Annotated[Fp16Format, Tag("fp16")]
     | Annotated[IntFormat, Tag("int")]
     | Annotated[VqFormat, Tag("vq")]
     | Annotated[LowRankFormat, Tag("lowrank")]
     | Annotated[ChannelsFormat, Tag("channels")]
-    | Annotated[SparseFormat, Tag("nm")],
+    | Annotated[SparseFormat, Tag("nm")]
+    | Annotated[ResidualFormat, Tag("residual")],
     Discriminator(first_key),
     BeforeValidator(named),
 ]

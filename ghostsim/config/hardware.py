@@ -174,7 +174,9 @@ class Dram(Part):
     """A DRAM channel: standard, speed bin, timing set and geometry."""
 
     kind: Literal["dram"]
-    standard: Literal["DDR4", "DDR5", "LPDDR5", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"]
+    standard: Literal[
+        "DDR4", "DDR5", "LPDDR5", "LPDDR5X", "GDDR6", "GDDR6X", "HBM2", "HBM2E", "HBM3", "HBM3E", "HBM4"
+    ]  # fmt: skip
     data_rate: PositiveRate
     timing: DramTimings
     geometry: DramGeometry
@@ -216,6 +218,8 @@ class Memory(Block):
     """Share of the DRAM's own bandwidth that the controller and its fabric pass on."""
     latency: Delay
     """From the requester to the DRAM controller and back, without the DRAM's own time."""
+    standby: Watts | None = None
+    """Power of the memory devices without traffic, where the power of their requester does not hold it."""
 
 
 # --- processors ----------------------------------------------------------------------------------------------
@@ -233,6 +237,8 @@ class CopyEngines(Block):
     """Issue interval of one fragment of a gather, per engine."""
     window: PositiveBytes
     """Bytes that all engines keep outstanding."""
+    energy: BitEnergy | None = None
+    """Energy per bit copied, besides both memories and the links."""
 
 
 class AttentionKernel(Block):
@@ -241,12 +247,14 @@ class AttentionKernel(Block):
     floor: Delay
     floor_per_doubling: Delay
     start: Delay
+    combine: Delay
     wave: Delay
     cold: Delay
     hbm_efficiency: Annotated[Fraction, Field(gt=0)]
-    l2_speedup: Positive
+    l2_bandwidth_per_sm: PositiveBandwidth
     l2_share: Positive
     slots_per_sm: Many
+    split_rule: Literal["one_wave", "occupancy"]
     max_splits: Many
 
 
@@ -258,6 +266,24 @@ class GemmKernel(Block):
     flop_efficiency: Annotated[Fraction, Field(gt=0)]
     wave_weight: Annotated[Number, Field(ge=0)]
     panel_weight: Annotated[Number, Field(ge=0)]
+
+
+class Filter(Block):
+    """A near-memory engine that scores index records and returns what survives.
+
+    It sits in the base dies of HBM stacks, in the buffers of DIMMs, in the controller of an expander or of a drive.
+    """
+
+    macs: PositiveMacs
+    sram: PositiveBytes
+    media_bandwidth: PositiveBandwidth
+    """Its own port to the media."""
+    start: Delay
+    """From the arrival of a query to the first record read."""
+    order: Literal["fifo", "fair"] = "fifo"
+    """Whether requests are scanned one after the other, as they arrive, or side by side."""
+    energy: OpEnergy
+    """Energy of one multiply-accumulate."""
 
 
 class GpuArch(Part):
@@ -272,6 +298,8 @@ class Gpu(Part):
     """A GPU with its HBM."""
 
     kind: Literal["gpu"]
+    aliases: tuple[Text, ...] = ()
+    """Further names under which tables of measurements know this GPU."""
     architecture: GpuArch
     sms: Many
     tensor: PositiveFlops
@@ -279,6 +307,8 @@ class Gpu(Part):
     vector_macs: PositiveMacs
     """Rate at which the SMs score sketches and quantised keys."""
     l2: PositiveBytes
+    l2_bandwidth: PositiveBandwidth | None = None
+    """Reads of a working set that stays in the L2; unknown, no index is kept there."""
     memory: Memory
     launch: Delay
     """Launch to launch time of a small kernel inside a graph."""
@@ -289,9 +319,15 @@ class Gpu(Part):
     """Bytes of reads of other memories that the SMs keep outstanding."""
     select: PositiveMacs
     """Scores per second that the selection kernel (histogram, threshold, compaction) passes."""
+    filter: Filter | None = None
+    """In the base dies of the HBM stacks."""
     static: Watts
     compute_energy: OpEnergy
-    """Energy of one bf16 floating-point operation."""
+    """Energy of one bf16 floating-point operation of the tensor cores."""
+    vector_energy: OpEnergy | None = None
+    """Energy of one multiply-accumulate, or one score selected, of the vector units."""
+    onchip_energy: BitEnergy | None = None
+    """Energy per bit from the memory's port through the L2 into the registers of an SM."""
 
     @model_validator(mode="after")
     def _kernels_are_known(self) -> Gpu:
@@ -306,14 +342,32 @@ class Gpu(Part):
         return self.memory.capacity
 
 
+class Cores(Block):
+    """What one core of a host processor does when it works on KV or on an index."""
+
+    macs: PositiveMacs
+    """Multiply-accumulates on 8-bit codes."""
+    flops: PositiveFlops
+    """Floating-point rate in attention."""
+    bandwidth: PositiveBandwidth
+    """What it reads from memory by itself."""
+    copy_bandwidth: PositiveBandwidth
+    """What it copies from memory to memory, bytes copied."""
+    start: Delay
+    """From work in its queue to the first record read."""
+
+
 class HostCpu(Part):
     """A host processor with its memory and root complex."""
 
     kind: Literal["host_cpu"]
     cores: Many
+    core: Cores | None = None
     memory: Memory
+    filter: Filter | None = None
+    """In the buffers of the DIMMs."""
     root_complex: PositiveBandwidth
-    """What the root complex passes between two devices below it."""
+    """What the root complex passes between two devices below it, in each direction."""
     forward: Delay
     """What the root complex adds to a device-to-device read."""
     static: Watts
@@ -324,17 +378,14 @@ class HostCpu(Part):
         return self.memory.capacity
 
 
-class Filter(Block):
-    """A near-memory engine that scores index records and returns what survives."""
+class Pool(Block):
+    """Other hosts that read an expander over ports of their own."""
 
-    macs: PositiveMacs
-    sram: PositiveBytes
-    media_bandwidth: PositiveBandwidth
-    """Its own port to the media."""
-    start: Delay
-    """From the arrival of a query to the first record read."""
-    energy: OpEnergy
-    """Energy of one multiply-accumulate."""
+    hosts: Few
+    load: PositiveBandwidth
+    """What each of them reads, if it can."""
+    window: PositiveBytes = 65_536
+    """Bytes that each keeps outstanding: its weight where it meets other traffic."""
 
 
 class CxlExpander(Part):
@@ -345,6 +396,7 @@ class CxlExpander(Part):
     """Round trip through port and controller, without link and media."""
     memory: Memory
     filter: Filter | None = None
+    pool: Pool | None = None
     static: Watts
 
     @property
@@ -385,13 +437,52 @@ class Upmem(Part):
     broadcast: PositiveBandwidth
     """Host to all DPUs of one rank, the same data."""
     dpu_power: Watts
-    """Power of one rank while its DPUs run."""
+    """Power of one rank while its DPUs run, above `static`."""
     static: Watts
 
     @property
     def capacity(self) -> int:
         """Bytes of MRAM over all ranks."""
         return self.ranks * self.dpus_per_rank * self.mram
+
+
+class NearBankPim(Part):
+    """DRAM with multipliers beside its banks, as HBM-PIM and GDDR6-AiM: all units work at once, in all-bank mode."""
+
+    kind: Literal["near_bank_pim"]
+    chips: Many
+    """Stacks or chips, each with its own interface."""
+    chip_capacity: PositiveBytes
+    bandwidth: PositiveBandwidth
+    """What the interface of one chip gives the host."""
+    access: PositiveBytes
+    """Bytes of one access."""
+    latency: Delay
+    """A host read, from the requester through controller and DRAM and back."""
+    units: Many
+    """Units of one chip."""
+    unit_bandwidth: PositiveBandwidth
+    """What one unit reads from its banks."""
+    unit_macs: PositiveMacs
+    operand_bits: Annotated[Count, Field(le=64)]
+    """Width of the operands that a unit multiplies."""
+    switch: Delay
+    """From host accesses to all-bank mode, or back."""
+    launch: Delay
+    """Host time to start a kernel and to see it end."""
+    static: Watts
+
+    @property
+    def capacity(self) -> int:
+        """Bytes over all chips."""
+        return self.chips * self.chip_capacity
+
+
+class SlowReads(Block):
+    """Reads that take longer than the others: a second try of the array, or garbage collection on their die."""
+
+    share: Fraction
+    delay: Delay
 
 
 class Nvme(Part):
@@ -406,6 +497,7 @@ class Nvme(Part):
     """Array read time of one page (tR)."""
     program: PositiveDuration
     """Array program time of one page (tPROG)."""
+    slow_reads: SlowReads | None = None
     channel_bandwidth: PositiveBandwidth
     command_rate: Count
     """Commands per second that the controller accepts."""
@@ -413,7 +505,10 @@ class Nvme(Part):
     """Host software, doorbell and completion of one command."""
     queue_pairs: Many
     queue_depth: Annotated[Count, Field(le=65_536)]
-    energy: BitEnergy
+    filter: Filter | None = None
+    """In the controller."""
+    active: Watts
+    """Power at full load, above `static`; it falls with the load of the busiest stage."""
     static: Watts
 
     @property
@@ -484,15 +579,18 @@ class PlatformLink(Link):
 
 
 Device = Annotated[
-    Gpu | HostCpu | CxlExpander | Upmem | Nvme | Switch,
+    Gpu | HostCpu | CxlExpander | Upmem | NearBankPim | Nvme | Switch,
     Field(discriminator="kind"),
 ]
 AnyPart = Annotated[
-    Gpu | GpuArch | HostCpu | CxlExpander | Upmem | Nvme | Switch | Dram | Link,
+    Gpu | GpuArch | HostCpu | CxlExpander | Upmem | NearBankPim | Nvme | Switch | Dram | Link,
     Field(discriminator="kind"),
 ]
 
-_TIER_KINDS = {"hbm": "gpu", "dram": "host_cpu", "cxl": "cxl_expander", "pim": "upmem", "ssd": "nvme"}
+_TIER_KINDS = {
+    "hbm": ("gpu",), "dram": ("host_cpu",), "cxl": ("cxl_expander",), "pim": ("upmem", "near_bank_pim"),
+    "ssd": ("nvme",),
+}  # fmt: skip
 
 
 class Platform(Block):
@@ -539,8 +637,8 @@ class Platform(Block):
                     message = f"found {end!r}, expected a device: {', '.join(self.devices)}"
                     raise MisfitError(message, "links", name, "between", index)
         for tier, names in self.tiers.items():
-            kind = _TIER_KINDS[tier]
-            fitting = [name for name, device in self.devices.items() if device.kind == kind]
+            kinds = _TIER_KINDS[tier]
+            kind, fitting = " or ".join(kinds), [name for name, part in self.devices.items() if part.kind in kinds]
             if not names:
                 raise MisfitError(f"found no device, expected at least one of kind {kind}", "tiers", tier)
             for index, name in enumerate(names):

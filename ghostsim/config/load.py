@@ -15,7 +15,7 @@ from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
 from ghostsim.config.document import Node, TreePath, make
 from ghostsim.config.expand import Library, merge
-from ghostsim.config.hardware import Part, Platform
+from ghostsim.config.hardware import Gpu, Part, Platform
 from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
 from ghostsim.config.policy import Policy
@@ -23,12 +23,18 @@ from ghostsim.config.problems import Problem, describe, first_error
 from ghostsim.config.ranges import paths as axis_paths
 from ghostsim.config.scenario import Run, Scenario, Workload
 from ghostsim.config.search import Search, check_figure, number_at, parse_bound
+from ghostsim.config.serving import Serving
 from ghostsim.config.settings import SHARED, Setting, apply, parse_setting
 from ghostsim.config.sweep import Sweep
 from ghostsim.errors import ConfigError, Location
 
 T = TypeVar("T")
-_SHARED_MODELS: Mapping[str, type[BaseModel]] = {"model": Model, "platform": Platform, "workload": Workload}
+_SHARED_MODELS: Mapping[str, type[BaseModel]] = {
+    "model": Model,
+    "platform": Platform,
+    "workload": Workload,
+    "serving": Serving,
+}
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ def _written_part(over: Node, merged: Node) -> Node:
 
 
 def _with_whole_traces(root: Node) -> Node:
-    """Return a scenario in which traces that lie beside the file that names them are absolute paths."""
+    """Return a scenario in which traces and requests that lie beside the file that names them are absolute paths."""
     runs = root.map.get("runs")
     if runs is not None and isinstance(runs.value, Mapping):
         root = root.replace({**root.map, "runs": runs.replace({k: _with_whole_trace(v) for k, v in runs.map.items()})})
@@ -175,18 +181,25 @@ def _with_whole_traces(root: Node) -> Node:
 
 
 def _with_whole_trace(node: Node) -> Node:
-    workload = node.map.get("workload") if isinstance(node.value, Mapping) else None
-    trace = workload.map.get("trace") if workload and isinstance(workload.value, Mapping) else None
-    if workload is None or trace is None or isinstance(trace.value, Mapping):
+    return _with_whole_name(_with_whole_name(node, "workload", "trace"), "serving", "requests")
+
+
+def _with_whole_name(node: Node, block: str, key: str) -> Node:
+    inner = node.map.get(block) if isinstance(node.value, Mapping) else None
+    name = inner.map.get(key) if inner and isinstance(inner.value, Mapping) else None
+    if inner is None or name is None or isinstance(name.value, Mapping):
         return node
-    many = isinstance(trace.value, tuple)
-    whole = Node(tuple(map(_whole, trace.value)), trace.at) if many else _whole(trace)  # type: ignore[arg-type]
-    return node.replace({**node.map, "workload": workload.replace({**workload.map, "trace": whole})})
+    many = isinstance(name.value, tuple)
+    whole = Node(tuple(map(_whole, name.value)), name.at) if many else _whole(name)  # type: ignore[arg-type]
+    return node.replace({**node.map, block: inner.replace({**inner.map, key: whole})})
 
 
 def _whole(name: Node) -> Node:
-    beside = Path(name.at.file).parent / str(name.value)
-    found = isinstance(name.value, str) and catalogue.exists(beside / "manifest.yaml")
+    if not isinstance(name.value, str):
+        return name
+    beside = Path(name.at.file).parent / name.value
+    requests = beside.suffix in (".csv", ".jsonl") and catalogue.exists(beside)
+    found = requests or catalogue.exists(beside / "manifest.yaml")
     return Node(str(beside.resolve()), name.at) if found else name
 
 
@@ -276,6 +289,14 @@ def load_platform(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Platform
 def load_part(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Part]:
     """Load a part by file or bundled name."""
     return cast(Loaded[Part], _load("part", name, _settings(sets)))
+
+
+def load_gpu(name: str | Path) -> Gpu:
+    """Load a GPU by file or bundled name."""
+    part = load_part(name).value
+    if not isinstance(part, Gpu):
+        raise ConfigError(f"{name}: found a part that is no GPU, expected kind: gpu, e.g. h100_sxm")
+    return part
 
 
 def load_model(name: str | Path, sets: Iterable[str] = ()) -> Loaded[Model]:

@@ -9,10 +9,12 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ghostsim.config.base import Count, Number, Strict, Text, Whole
 from ghostsim.config.formats import FP16, KeptFormat
-from ghostsim.config.rules import AllRule, Certify, NoneRule, Rule, Sample, TopFrac, TopK
+from ghostsim.config.rules import AllRule, Certify, NoneRule, Presume, Rule, Sample, TopFrac, TopK
 from ghostsim.config.scores import (
     AgeScore,
+    CentroidScore,
     HistScore,
+    JlScore,
     Kind,
     LshScore,
     ObsScore,
@@ -21,12 +23,13 @@ from ghostsim.config.scores import (
     Share,
     Unit,
     first_key,
+    fitted,
     kind_of,
     page_of,
     unit_of,
 )
 
-Role = Literal["hot", "warm", "cold"]
+Role = Literal["hot", "warm", "cold", "archive"]
 HeadClass = Literal["local", "retrieval", "dormant", "semantic memory"]
 
 
@@ -76,6 +79,12 @@ class Heads(Strict):
     """Fields of the selector that differ for heads of a class."""
 
 
+class Steps(Strict):
+    """Every so many steps."""
+
+    steps: Count
+
+
 def _everything(value: Any) -> Any:
     return {"rule": "all"} if value == "all" else value
 
@@ -90,6 +99,8 @@ class Selector(Strict):
     rule: Rule
     score: Score | None = None
     unit: Unit | None = None
+    refresh: Literal["never"] | Steps = "never"
+    """When the index is built again on the tokens that are there by then; records are written as tokens turn cold."""
     pin: Pin = Pin()
     layers: Layers = Layers()
     heads: Heads = Heads()
@@ -131,8 +142,15 @@ class Selector(Strict):
             raise ValueError(f"found the rule {name} without a score, expected one, e.g. score: exact")
         if isinstance(self.rule, Certify):
             self._check_certificate(kind_of(self.score))
+        if isinstance(self.rule, Presume) and not isinstance(self.score, JlScore):
+            raise ValueError(f"found presume on the score {first_key(self.score)}, expected jl, a statistical bound")
         if isinstance(self.rule, Sample) and not isinstance(self.score, LshScore):
             raise ValueError(f"found sample on the score {first_key(self.score)}, expected lsh")
+        if self.refresh != "never" and not fitted(self.score):
+            raise ValueError(
+                f"found refresh for the score {first_key(self.score)}, of which nothing is fitted, "
+                "expected one of qkeys, sketch, chan, centroid, lsh"
+            )
         unit = unit_of(self.score)
         if self.unit is not None and self.unit != unit:
             raise ValueError(f"found unit {self.unit} for the score {first_key(self.score)}, expected {unit}")
@@ -190,10 +208,17 @@ Completion = Annotated[
 
 
 class Cache(Strict):
-    """Units that were read stay in HBM, up to `tokens`; `by` says which leaves first when room is needed."""
+    """Units that were read stay in HBM, up to `tokens`.
+
+    `by` says which leaves first when room is needed: the least recently used, or the lowest by the score that the first
+    stage of the cascade gives every unit, agreed among the query heads as the selector agrees (ArkVale's page scores).
+    `misses` says what becomes of a token that the cache lacks: it is read for the step and copied beside (RetroInfer),
+    or it moves into the cache first and is attended from there (ArkVale's recalls: their cause is migrate).
+    """
 
     tokens: Count
     by: Literal["lru", "score"] = "lru"
+    misses: Literal["read", "migrate"] = "read"
 
 
 class Read(Selector):
@@ -230,8 +255,17 @@ class Read(Selector):
             raise ValueError("found certify with lag, also or less, expected it alone: the proof is of this query")
         if isinstance(self.completion, Estimate) and unit_of(self.score) != "cluster":
             raise ValueError("found completion estimate without clusters, expected score: {centroid: {}}")
+        ageing = self.refresh != "never" or (isinstance(self.score, CentroidScore) and self.score.centroid.joins)
+        if ageing and (isinstance(self.completion, Estimate) or self.completion == "importance"):
+            raise ValueError("found refresh or joins with a completion from the index, expected renormalise or track")
         if self.completion == "importance" and not isinstance(self.rule, Sample):
             raise ValueError("found completion importance without sampling, expected rule: {sample: 2}")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_has_scores_to_go_by(self) -> Read:
+        if self.cache is not None and self.cache.by == "score" and not self.scored:
+            raise ValueError(f"found cache.by score with the rule {first_key(self.rule)}, expected cache.by: lru")
         return self
 
     @property
@@ -247,12 +281,6 @@ class Read(Selector):
 
 
 # --- KEEP ---------------------------------------------------------------------------------------------------
-
-
-class Steps(Strict):
-    """Every so many steps."""
-
-    steps: Count
 
 
 class Overflow(Strict):
@@ -281,7 +309,8 @@ class Recover(Strict):
 class Keep(Strict):
     """What is stored, when that is decided, in which format, in which role.
 
-    A token that several clauses select is served by the first of them.
+    A token that several clauses select is served by the first of them. One in the `archive` has no record of its own:
+    the first stage of READ, balls of clusters, decides on it alone, and a cluster is read as a whole.
     """
 
     every: Clock = "step"
@@ -360,12 +389,33 @@ class Policy(Strict):
             raise ValueError(
                 "found certify over an evicting keep, expected select: all: what is evicted is in no certificate"
             )
-        if not self.lossless:
+        hot_decides = all(s.rule.form == "one_pass" for s in self.read.cascade if isinstance(s.rule, Certify))
+        cold_alone = all(keep.format.fp16 or keep.role == "cold" for keep in self.keep)
+        if not (self.lossless or (hot_decides and cold_alone)):
             raise ValueError(
-                "found certify over an integer format, expected format: fp16: the softmax sum of dequantised keys "
-                "is no lower bound"
+                "found certify over a lossy format, expected format: fp16, or role: cold and form: one_pass, which "
+                "decides on hot tokens alone: the softmax sum of decoded keys is no lower bound"
             )
         return self
+
+    @model_validator(mode="after")
+    def _archive_is_bounded_by_balls(self) -> Policy:
+        if self.archive is None:
+            return self
+        score = self.read.score
+        if not (isinstance(score, CentroidScore) and score.centroid.radius) or self.read.also or self.read.less:
+            raise ValueError(
+                "found a keep with role: archive, expected read to begin with score: {centroid: {radius: true}} and to "
+                "have no also or less: all that is known of an archived token is the ball of its cluster"
+            )
+        if self.read.speculate > 1 or self.read.cache is not None:
+            raise ValueError("found a keep with role: archive, expected read without speculate and cache")
+        return self
+
+    @property
+    def archive(self) -> int | None:
+        """The KEEP clause whose tokens are archived; None without one."""
+        return next((i for i, keep in enumerate(self.keep) if keep.role == "archive"), None)
 
     def selectors(self) -> Iterator[Selector]:
         """Yield every selector of the policy."""

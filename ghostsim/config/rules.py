@@ -106,6 +106,23 @@ class Certify(Strict):
     certify: Annotated[float, Field(strict=True, gt=0, lt=1)]
     form: Literal["staged", "one_pass", "flat"] = "staged"
 
+    @property
+    def eps(self) -> float:
+        """The lost mass that is promised."""
+        return self.certify
+
+
+class Presume(Strict):
+    """Take units as `certify` does, on the word of a statistical bound: a heuristic, which proves nothing."""
+
+    presume: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    form: Literal["staged", "one_pass", "flat"] = "staged"
+
+    @property
+    def eps(self) -> float:
+        """The lost mass that is aimed at."""
+        return self.presume
+
 
 Rule = Annotated[
     Annotated[AllRule, Tag("all")]
@@ -115,7 +132,8 @@ Rule = Annotated[
     | Annotated[Above, Tag("above")]
     | Annotated[Margin, Tag("margin")]
     | Annotated[Sample, Tag("sample")]
-    | Annotated[Certify, Tag("certify")],
+    | Annotated[Certify, Tag("certify")]
+    | Annotated[Presume, Tag("presume")],
     Discriminator(first_key),
     BeforeValidator(named),
 ]

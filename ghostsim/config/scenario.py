@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
-from ghostsim.config.hardware import Platform, Tier
+from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
+from ghostsim.config.serving import Serving, TensorParallel
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -28,9 +29,21 @@ FIGURES = (
                                      "false_resurrection_rate", "violations", "certified_mass.mean",
                                      "certified_mass.max")),
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
+    *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
+    *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"lifecycle.{name}" for name in ("behind_steps", "behind_steps_max", "stalled_ms")),
+    *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
+                                      "late_ms")),
 )  # fmt: skip
 """Numbers that metrics.json holds of every run, by their paths."""
-TABLES = ("bytes_per_step", "utilisation", "energy_mj_per_token", "capacity_bytes")
+SERVING = (
+    *("requests", "completed", "rejected", "preemptions", "duration_s", "requests_per_s", "output_tokens_per_s"),
+    *("goodput_per_s", "slo_share", "in_system_mean", "waiting_mean", "busy_share", "iterations"),
+    *("prompt_tokens", "prefilled_tokens", "decoded_tokens", "step_surface.max_error"),
+    *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
+)
+"""Numbers that metrics.json holds of every run that serves requests, below `serving`."""
+TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
 """Tables that metrics.json holds of every run; their keys depend on the platform."""
 
 
@@ -53,6 +66,34 @@ class Workload(Strict):
     """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
 
 
+_INDEX_TIERS: dict[str, tuple[str, ...]] = {
+    "gpu": ("hbm",), "cpu": ("dram",), "none": tuple(tier for tier in TIERS if tier != "hbm"),
+}  # fmt: skip
+"""Where the index of a filter lies; of those not named here, in the tier of that name."""
+
+
+class Prefetch(Strict):
+    """Survivors brought before they are asked for, as a foretold query would choose them."""
+
+    by: Literal["last_query", "linear", "layer_ahead", "oracle"] = "last_query"
+    """The query of some steps ago; that query and the change before it; the layer before (its `q_ahead`, one layer
+    ahead); or the query itself, the limit of any predictor."""
+    ahead: Annotated[Count, Field(le=8)] = 1
+    """Steps from the prediction to its use; `layer_ahead` predicts one layer ahead whatever this says."""
+    tokens: Count
+    """Tokens that the buffer in HBM holds for one request, layer and KV head."""
+
+
+class Ghostify(Strict):
+    """Who makes the index record of a token that leaves the hot set."""
+
+    by: Literal["cpu", "near"]
+    """A thread of the host, or an engine beside the memory that holds both key and index."""
+    behind: Annotated[Count, Field(le=4096)] = 64
+    """Steps that records may lag behind; a decode that would be further ahead waits. Until its record is made a token
+    stays hot."""
+
+
 class Run(Strict):
     """One policy, placed on one platform."""
 
@@ -60,24 +101,64 @@ class Run(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
+    tensor_parallel: TensorParallel | None = None
+    """GPUs that share every layer; figures of bytes and capacity are those of one of them."""
     kv_tier: Tier = "hbm"
     """Where KV outside the pins lives."""
+    archive_tier: Tier | None = None
+    """Where tokens that the policy archives live; none takes `kv_tier`."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
-    """What scans the index, if the policy has one."""
-    fetch: Literal["dma", "zero_copy"] = "dma"
-    """How survivors reach the GPU: by copy engine into HBM, or read in place by the SMs."""
+    """What scans the index, if the policy has one; with `none` its records cross to the GPU, which scores them."""
+    fetch: Literal["dma", "zero_copy", "staged", "cpu"] = "dma"
+    """How survivors are attended: brought into HBM by copy engines, read in place by the SMs, copied by the host into a
+    buffer first, or left where they lie and attended by the host's cores, which send partial results."""
     chunks: Annotated[Count, Field(le=256)] = 1
     """Pieces in which a filter near memory hands over the survivors of one request."""
-    result: Literal["ids", "bitmap"] = "bitmap"
-    """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record."""
+    result: Literal["ids", "bitmap", "histogram"] = "bitmap"
+    """What a filter near memory returns: 4 bytes per survivor, or one bit per scanned record; with `histogram` first
+    a histogram of the scores per query head, and ids in a second pass, when the GPU has set the threshold."""
+    ghostify: Ghostify | None = None
+    """Who makes the index records of tokens that turn cold; none: the GPU, as it writes them."""
+    prefetch: Prefetch | None = None
+    """Whether survivors are foretold and fetched ahead into a buffer in HBM."""
+
+    @model_validator(mode="after")
+    def _something_to_ghostify(self) -> Run:
+        if self.ghostify is None:
+            return self
+        if not self.policy.read.scored:
+            raise MisfitError(f"found ghostify for policy {self.policy.name}, expected one with an index", "ghostify")
+        if self.ghostify.by == "near" and (self.index_tier == "hbm" or self.index_tier != self.kv_tier):
+            message = f"found ghostify near memory with KV in {self.kv_tier} and the index in {self.index_tier}"
+            raise MisfitError(f"{message}, expected both in one tier other than hbm", "ghostify", "by")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_prefetch(self) -> Run:
+        read = self.policy.read
+        if self.prefetch is None or (read.scored and self.kv_tier != "hbm" and read.cache is None):
+            return self
+        raise MisfitError(
+            f"found prefetch for policy {self.policy.name} with KV in {self.kv_tier}, "
+            "expected a policy that selects by score, without a cache, and kv_tier other than hbm",
+            "prefetch",
+        )
+
+    @model_validator(mode="after")
+    def _archive_has_tokens(self) -> Run:
+        if self.archive_tier is not None and self.policy.archive is None:
+            message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
+            raise MisfitError(message, "archive_tier")
+        return self
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:
         if not self.policy.read.scored:
             return self
-        tiers = {"gpu": ("hbm",), "cpu": ("dram",)}.get(self.filter, (self.filter,))
+        tiers = _INDEX_TIERS.get(self.filter, (self.filter,))
         if self.index_tier not in tiers:
             raise MisfitError(
                 f"found filter {self.filter} for an index in {self.index_tier}, "
@@ -97,6 +178,7 @@ class Scenario(Strict):
     model: Model
     platform: Platform
     workload: Workload
+    serving: Serving | None = None
     baseline: tuple[Label, ...] = ()
     runs: Annotated[dict[Label, Run], Field(min_length=1)]
     require: tuple[Text, ...] = ()
@@ -125,7 +207,8 @@ def _check_requirement(bound: str, index: int, labels: tuple[str, ...]) -> None:
     label, _, figure = found[1].partition(".")
     if label not in labels:
         raise MisfitError(f"found {bound!r}, expected it to start with a run: {', '.join(labels)}", "require", index)
-    if figure not in FIGURES and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
-        close = difflib.get_close_matches(figure, FIGURES, 1, 0.5) or ["quality.lost_mass.max"]
+    known = (*FIGURES, *(f"serving.{name}" for name in SERVING))
+    if figure not in known and not (figure.partition(".")[0] in TABLES and figure.partition(".")[2]):
+        close = difflib.get_close_matches(figure, known, 1, 0.5) or ["quality.lost_mass.max"]
         message = f"found {found[1]!r}, which is no number of metrics.json, expected one, e.g. '{label}.{close[0]}'"
         raise MisfitError(message, "require", index)

@@ -137,13 +137,15 @@ class Ellipsoid(Strict):
 class Centroid(Strict):
     """Centres of spherical k-means clusters of about `tokens` keys, formed per `segment` of the prompt.
 
-    `radius` stores how far the members reach: an upper bound; without, an estimate.
+    `radius` stores how far the members reach: an upper bound; without, an estimate. With `joins` a token that turns
+    cold after the clusters were formed joins the nearest centre, and its radius grows; without, it is read always.
     """
 
     tokens: Count = 16
     segment: Count = 8192
     rounds: Count = 10
     radius: bool = False
+    joins: bool = False
 
 
 class QKeys(Strict):
@@ -250,6 +252,19 @@ class Published(Strict):
     sigma: Number = 0.05
     scale: Literal["logits", "cosine"] = "logits"
     record: Count = 48
+
+
+class Jl(Strict):
+    """A Gaussian sketch with a Johnson-Lindenstrauss margin: its product plus sqrt(`c` ln N / m) ||q|| ||k||.
+
+    N are the tokens when the prompt ends, m the `dims`; the norm of the key is stored. 8 is the constant of the lemma
+    (Dasgupta and Gupta, 2003), 2 that of a union over N pairs of Gaussian tails exp(-m e^2 / 2). The margin holds with
+    some probability for a matrix drawn apart from keys and queries, and queries of a decode depend on what earlier
+    ones were let to see: a heuristic, which claims a bound and is none.
+    """
+
+    dims: Count = 64
+    c: Annotated[float, Field(strict=True, gt=0, le=1e3)] = 8.0
 
 
 class AgeScore(Strict):
@@ -372,6 +387,12 @@ class PublishedScore(Strict):
     published: Published
 
 
+class JlScore(Strict):
+    """Order by a Gaussian sketch with a statistical margin."""
+
+    jl: Jl
+
+
 PastScore = AgeScore | HistScore | ObsScore | NormScore | TrigScore | RandomScore
 Score = Annotated[
     Annotated[AgeScore, Tag("age")]
@@ -393,7 +414,8 @@ Score = Annotated[
     | Annotated[LshScore, Tag("lsh")]
     | Annotated[GraphScore, Tag("graph")]
     | Annotated[LightningScore, Tag("lightning")]
-    | Annotated[PublishedScore, Tag("published")],
+    | Annotated[PublishedScore, Tag("published")]
+    | Annotated[JlScore, Tag("jl")],
     Discriminator(first_key),
     BeforeValidator(named),
 ]
@@ -415,10 +437,15 @@ def kind_of(score: Score) -> Kind:
             return "estimate" if sketch.residual == "none" else "upper-bound"
         case MeanScore() | ChanScore() | LshScore() | GraphScore() | LightningScore():
             return "estimate"
-        case PublishedScore():
+        case PublishedScore() | JlScore():
             return "claimed"
         case _:
             return "prior"
+
+
+def fitted(score: Score | None) -> bool:
+    """Whether something of a score's index is fitted on the keys that stand when it is built, so that it may age."""
+    return isinstance(score, QKeysScore | SketchScore | ChanScore | CentroidScore | LshScore)
 
 
 def page_of(score: Score | None) -> int:

@@ -12,7 +12,7 @@ from ghostsim.config.expand import Library, is_bare, merge, sourced
 from ghostsim.config.problems import Problem, shown, unknown_key
 from ghostsim.errors import ConfigError, Location
 
-SHARED = ("model", "platform", "workload")
+SHARED = ("model", "platform", "workload", "serving")
 """What the runs of a scenario share unless they say otherwise."""
 
 

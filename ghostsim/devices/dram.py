@@ -2,7 +2,7 @@
 
 A medium is two resources, because streams and scattered records meet different limits: the data bus, at its
 raw rate, and the activation budget (tFAW, tRRD, banks, queue). What a pattern reaches on each comes from the
-bank model in `ghostsim.timing.dram`.
+bank model in `ghostsim.timing.dram`, and so does what is left of the bus when reads and writes take turns.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
+
 from ghostsim.config.hardware import Dram, Memory, cycles
-from ghostsim.devices.leg import Leg
+from ghostsim.devices.leg import Costs, Leg, Load
 from ghostsim.engine.network import Network
 from ghostsim.timing import dram
 from ghostsim.timing.dram import Pattern
@@ -21,6 +23,7 @@ _OUTSTANDING = 256
 _LONGEST_RECORD = 4096
 _SHORTEST_RECORD = 64
 _PS_PER_NS = 1000
+_WRITE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MOST_RECORDS = 17
 """Exponent of the number of records from which on channels are even."""
 
@@ -88,6 +91,11 @@ def _record_size(piece_bytes: float) -> int:
     return int(2**exponent)
 
 
+def peak_bandwidth(memory: Memory) -> float:
+    """Return the raw rate of all channels as far as the controller passes it on, bytes/s."""
+    return memory.channels * memory.efficiency * dram.peak_bandwidth(timing_of(memory.dram))
+
+
 class DramMedia:
     """Channels of one DRAM part, as the resources `NAME.bus` and `NAME.activations`."""
 
@@ -95,11 +103,12 @@ class DramMedia:
         self.memory = memory
         self.part = memory.dram
         timing = timing_of(memory.dram)
-        self.peak = memory.channels * memory.efficiency * dram.peak_bandwidth(timing)
-        self.bus = network.resource(f"{name}.bus", self.peak)
+        self.peak = peak_bandwidth(memory)
+        self.bus = network.resource(f"{name}.bus", self.peak, self._left_by_turns)
         self.activation_rate = memory.channels * dram.activation_rate(timing)
         self.activations = network.resource(f"{name}.activations", self.activation_rate)
         self.latency_ps = memory.latency + idle_latency_ps(memory.dram)
+        self.loads = (Load((self.bus, self.activations), self.latency_ps),)
         self.bandwidth = cache(self._bandwidth)
         self.stream = cache(self._stream)
         self._gather_of = cache(self._gather)
@@ -108,10 +117,36 @@ class DramMedia:
         """Return what all channels give a pattern at saturation, bytes/s."""
         return self.memory.channels * self.memory.efficiency * channel_bandwidth(self.part, pattern)
 
-    def _stream(self, write_share: float = 0.0) -> Leg:
+    def streamed(self, write_share: float) -> float:
+        """Return the bytes/s of a stream of which a share are writes."""
+        return min(self.peak, self.peak / self._stream_cost(write_share))
+
+    def _stream(self, *, write: bool = False) -> Leg:
         """Return the cost of a long run of consecutive bytes."""
-        reached = self.bandwidth(Pattern("stream", _LONGEST_RECORD, 1.0 - write_share))
-        return Leg(((self.bus, max(1.0, self.peak / reached)),), self.latency_ps)
+        return self._leg(((self.bus, self._stream_cost(float(write))),), write=write)
+
+    def _leg(self, costs: Costs, *, write: bool) -> Leg:
+        """Return a leg of reads, which wait for the medium, or of writes, which take turns with reads."""
+        return Leg(costs, self.latency_ps, () if write else self.loads, (self.bus,) if write else ())
+
+    def _stream_cost(self, write_share: float) -> float:
+        return max(1.0, self.peak / self.bandwidth(Pattern("stream", _LONGEST_RECORD, 1.0 - write_share)))
+
+    def _left_by_turns(self, busy_share: float) -> float:
+        """Return what the bus does per second if a share of its time goes to writes: turnarounds take the rest.
+
+        Shares of bytes between those that the bank model is asked for are interpolated.
+        """
+        if busy_share in (0.0, 1.0):
+            return self.peak
+        read, write = self._stream_cost(0.0), self._stream_cost(1.0)
+        share = busy_share * read / (busy_share * read + (1 - busy_share) * write)
+        mixed = float(np.interp(share, _WRITE_SHARES, [self._stream_cost(each) for each in _WRITE_SHARES]))
+        return self.peak * min(1.0, ((1 - share) * read + share * write) / mixed)
+
+    def command(self) -> Leg:
+        """Return the cost of a byte that stops at the memory device's own logic: the bus, and half the way."""
+        return Leg(((self.bus, 1.0),), self.memory.latency // 2)
 
     def gather(self, piece_bytes: float, records: int, *, write: bool = False) -> Leg:
         """Return the cost of scattered pieces: bus time for whole bursts, the rest on the activation budget.
@@ -119,7 +154,7 @@ class DramMedia:
         A gather of few records ends with its fullest channel; their number counts in powers of two.
         """
         if piece_bytes > _LONGEST_RECORD:
-            return self.stream(1.0 if write else 0.0)
+            return self.stream(write=write)
         return self._gather_of(piece_bytes, octave(records), write)
 
     def _gather(self, piece_bytes: float, exponent: int, write: bool) -> Leg:
@@ -128,6 +163,5 @@ class DramMedia:
         read_share = 0.0 if write else 1.0
         reached = self.bandwidth(Pattern("random", _record_size(piece_bytes), read_share))
         reached /= dram.channel_imbalance(2**exponent, self.memory.channels)
-        (_, stream_cost), *_ = self.stream(1.0 - read_share).costs
         activations = (self.activations, moved * self.activation_rate / reached)
-        return Leg(((self.bus, moved * stream_cost), activations), self.latency_ps)
+        return self._leg(((self.bus, moved * self._stream_cost(1.0 - read_share)), activations), write=write)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ghostsim.devices.leg import Load
 from ghostsim.engine.network import FlowClass
-from ghostsim.engine.server import FifoServer
+from ghostsim.engine.server import Server
 
 
 class Part(NamedTuple):
@@ -13,11 +14,15 @@ class Part(NamedTuple):
 
     flow_class: FlowClass
     nbytes: int
-    server: FifoServer | None = None
+    server: Server | None = None
 
 
 class Job(NamedTuple):
-    """Flows that start together after a delay; the job ends with the last of them."""
+    """Flows that start together after a delay; the job ends with the last of them.
+
+    The delay is that of idle media; `loads` are the media whose load when the flows start makes it longer.
+    """
 
     delay_ps: int = 0
     parts: tuple[Part, ...] = ()
+    loads: tuple[Load, ...] = ()

@@ -5,22 +5,62 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ghostsim.engine.network import Resource
+from ghostsim.engine.network import Network, Resource
+from ghostsim.timing import loaded
+
+Costs: TypeAlias = tuple[tuple[Resource, float], ...]
+"""Resources with the units of each that one byte costs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """A medium whose latency grows with its load: the resources that say how full it is, and its idle latency."""
+
+    resources: tuple[Resource, ...]
+    idle_ps: int
 
 
 @dataclass(frozen=True)
 class Leg:
-    """Resources with the units of each that one byte costs, and the latency of the stretch in ps."""
+    """Resources with the units of each that one byte costs, and the latency of the stretch in ps when it is idle.
 
-    costs: tuple[tuple[Resource, float], ...] = ()
+    `loads` are the media whose latency is part of it, `writes` the resources to which the bytes are written.
+    """
+
+    costs: Costs = ()
     latency_ps: int = 0
+    loads: tuple[Load, ...] = ()
+    writes: tuple[Resource, ...] = ()
+
+    @property
+    def bulk(self) -> Leg:
+        """The stretch for bytes whose latency nobody waits for."""
+        return Leg(self.costs, writes=self.writes)
 
 
 def join(legs: Iterable[Leg]) -> Leg:
     """Put stretches one behind the other: costs stay apart, latencies add."""
     legs = tuple(legs)
-    return Leg(tuple(cost for leg in legs for cost in leg.costs), sum(leg.latency_ps for leg in legs))
+    return Leg(
+        tuple(cost for leg in legs for cost in leg.costs),
+        sum(leg.latency_ps for leg in legs),
+        tuple(load for leg in legs for load in leg.loads),
+        tuple(resource for leg in legs for resource in leg.writes),
+    )
+
+
+def queueing_ps(network: Network, loads: tuple[Load, ...]) -> int:
+    """Return what the present load of media adds to their idle latency: the loaded-latency curve of DRAM systems."""
+    notes = network.notes
+    if loads not in notes:
+        waits = 0.0
+        for load in loads:
+            busy = max(network.used(resource) / resource.capacity for resource in load.resources)
+            waits += load.idle_ps * (loaded.DRAM.factor(busy) - 1)
+        notes[loads] = round(waits)
+    return notes[loads]
 
 
 _STEPS_PER_OCTAVE = 8

@@ -33,6 +33,20 @@ def data_bandwidth(link: Link, piece_bytes: float, *, write: bool = False) -> fl
     return min(reached, link.bandwidth or reached)
 
 
+def answer_seconds(link: Link, piece_bytes: float, *, write: bool = False) -> float:
+    """Return the time that the other direction of a link is busy per byte of data: requests of reads, or completions.
+
+    Posted writes over PCIe have none; links without packets neither.
+    """
+    payload = int(min(_LONGEST_PAYLOAD, max(_LINE_BYTES, piece_bytes)))
+    if link.protocol == "pcie" and not write:
+        assert link.mrrs is not None  # the link's own validator has seen to it
+        return pcie.request_seconds(link.rate, link.width, payload, link.mrrs) / payload
+    if link.protocol == "cxl" and link.flit != "none":
+        return flit.answer_seconds(link.rate, link.width, link.flit, write=write) / flit.LINE_BYTES
+    return 0.0
+
+
 class LinkDevice:
     """A link as two resources: `NAME` towards the GPU, `NAME.down` away from it."""
 
@@ -45,16 +59,19 @@ class LinkDevice:
     def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
         """Return the cost of data towards the GPU, or with `write` away from it; latency is one way."""
         cost = self.link.raw / data_bandwidth(self.link, piece_bytes, write=write)
-        return Leg(((self.down if write else self.up, cost),), self.link.latency)
+        there, back = (self.down, self.up) if write else (self.up, self.down)
+        answers = self.link.raw * answer_seconds(self.link, piece_bytes, write=write)
+        return Leg(((there, cost), (back, answers)), self.link.latency)
 
 
 class SwitchDevice:
-    """A switch: a shared fabric and a hop latency."""
+    """A switch: a hop latency, and its fabric as `NAME.fabric` towards the GPU, `NAME.fabric.down` away from it."""
 
     def __init__(self, network: Network, name: str, switch: Switch) -> None:
         self.fabric = network.resource(f"{name}.fabric", switch.bandwidth)
+        self.down = network.resource(f"{name}.fabric.down", switch.bandwidth)
         self.hop_ps = switch.hop
 
-    def carry(self) -> Leg:
-        """Return the cost of passing through, one way."""
-        return Leg(((self.fabric, 1.0),), self.hop_ps)
+    def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:  # noqa: ARG002  (packets are the links')
+        """Return the cost of passing through, towards the GPU or away from it."""
+        return Leg(((self.down if write else self.fabric, 1.0),), self.hop_ps)

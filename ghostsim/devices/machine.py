@@ -10,18 +10,29 @@ import networkx as nx
 import simpy
 
 from ghostsim.config import hardware
-from ghostsim.config.hardware import Platform
+from ghostsim.config.hardware import Platform, Pool
 from ghostsim.devices.cxl_expander import CxlExpanderDevice
 from ghostsim.devices.gpu import GpuDevice
 from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.leg import Leg, join
 from ghostsim.devices.link import LinkDevice, SwitchDevice
+from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.upmem import UpmemDevice
 from ghostsim.engine.network import Network
+from ghostsim.errors import InvariantError
 
-Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NvmeDevice
+Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NearBankPimDevice | NvmeDevice
 AnyDevice = GpuDevice | SwitchDevice | Store
+
+
+_LINE_BYTES = 64
+_MANY = 1 << 20
+_ENDLESS_BYTES = 1 << 62
+
+
+def _never_ends() -> None:
+    raise InvariantError("found the end of traffic that never ends")
 
 
 def build(env: simpy.Environment, network: Network, name: str, part: hardware.Device) -> AnyDevice:
@@ -32,9 +43,11 @@ def build(env: simpy.Environment, network: Network, name: str, part: hardware.De
         case hardware.HostCpu():
             return HostCpuDevice(network, name, part)
         case hardware.CxlExpander():
-            return CxlExpanderDevice(env, network, name, part)
+            return CxlExpanderDevice(network, name, part)
         case hardware.Upmem():
             return UpmemDevice(env, network, name, part)
+        case hardware.NearBankPim():
+            return NearBankPimDevice(network, name, part)
         case hardware.Nvme():
             return NvmeDevice(network, name, part)
         case hardware.Switch():
@@ -55,9 +68,15 @@ class Route:
 
     def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
         """Return the cost of one direction; the latency is one way."""
-        return join(
-            [*(link.carry(piece_bytes, write=write) for link in self.links), *(node.carry() for node in self.between)]
-        )
+        nodes = (*self.links, *self.between)
+        return join([node.carry(piece_bytes, write=write) for node in nodes])
+
+    @property
+    def shared(self) -> Route:
+        """The last stretch, which hosts that share the device use too: the last switch and what follows it."""
+        switches = [i for i, node in enumerate(self.between) if isinstance(node, SwitchDevice)]
+        first = switches[-1] if switches else len(self.between)
+        return Route(self.links[first + 1 :], self.between[first:])
 
 
 class Machine:
@@ -72,6 +91,16 @@ class Machine:
         assert isinstance(gpu, GpuDevice)  # the platform's validator has seen to it
         self.gpu = gpu
         self.routes = {name: self._route(name) for name in self.devices if name != self.gpu_name}
+        for name, device in self.devices.items():
+            if isinstance(device, CxlExpanderDevice) and device.part.pool is not None:
+                self._share(device, self.routes[name].shared, device.part.pool)
+
+    def _share(self, device: CxlExpanderDevice, route: Route, pool: Pool) -> None:
+        """Let other hosts read lines from an expander for as long as time goes on."""
+        leg = join([device.read(_LINE_BYTES, _MANY), route.carry(_LINE_BYTES)])
+        flow_class = self.network.flow_class(leg.costs, float(pool.window), pool.load)
+        for _ in range(pool.hosts):
+            self.network.start(flow_class, _ENDLESS_BYTES, _never_ends)
 
     def stores(self, tier: str) -> Sequence[tuple[str, Store]]:
         """Return the devices of a tier other than hbm, in the platform's order."""

@@ -10,7 +10,7 @@ from ghostsim.devices.leg import Leg
 from ghostsim.engine.network import Network
 from ghostsim.engine.server import FifoServer
 from ghostsim.plan.selection import IndexStage
-from ghostsim.timing.upmem import UpmemSpec, dot_product, scan_cycles_per_record
+from ghostsim.timing.upmem import Direction, UpmemSpec, dot_product, host_bytes_per_s, scan_cycles_per_record
 
 MOST_BITS = 8
 """Widest operand that a DPU multiplies in one instruction."""
@@ -53,10 +53,34 @@ class UpmemDevice:
         flow_class = self.network.flow_class(((self.dpus, cycles / stage.record_bytes),), float(self.part.wram))
         return Job(self.part.launch, (Part(flow_class, nbytes, self.mram),))
 
+    def pass_on(self, piece_bytes: float, units: int, *, write: bool = False) -> Leg:  # noqa: ARG002  (one loop)
+        """Return the cost of queries to the DPUs, or of what they found on the way back: host transfers.
+
+        The index of each of `units` (request, KV head) lies on an equal share of the DPUs. A query goes to its own
+        DPUs in a parallel transfer, or all queries go to all DPUs in a broadcast, whichever takes less time.
+        """
+        if not write:
+            return Leg(((self.from_dpu, 1.0),))
+        dpus = self.part.ranks * self.part.dpus_per_rank
+        parallel = max(1.0, dpus / units)
+        broadcast = dpus * self.part.parallel_to_dpu / self.part.broadcast
+        return Leg(((self.to_dpu, min(parallel, broadcast)),))
+
     def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (host transfers are one loop over DPUs)
-        """Return the cost of bringing results or KV from MRAM to the host."""
-        return Leg(((self.from_dpu, 1.0),))
+        """Return the cost of bringing records from MRAM to the host."""
+        return Leg(((self.from_dpu, 1 / self._share("from_dpu", records)),))
 
     def write(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (host transfers are one loop over DPUs)
-        """Return the cost of bringing queries or records from the host to MRAM."""
-        return Leg(((self.to_dpu, 1.0),))
+        """Return the cost of bringing records from the host to MRAM."""
+        return Leg(((self.to_dpu, 1 / self._share("to_dpu", records)),))
+
+    def _share(self, direction: Direction, records: int) -> float:
+        """Return the rate of a transfer over that of all DPUs: records on few DPUs leave the others out.
+
+        Records are dealt out to ranks first; one record a rank is a serial transfer.
+        """
+        ranks = min(self.part.ranks, max(1, records))
+        dpus = min(self.part.dpus_per_rank, max(1, records // self.part.ranks))
+        reached = host_bytes_per_s(self.spec, direction, "parallel", dpus)
+        most = host_bytes_per_s(self.spec, direction, "parallel", self.part.dpus_per_rank)
+        return ranks * reached / (self.part.ranks * most)

@@ -18,14 +18,23 @@ class Demand(NamedTuple):
     flows: int
 
 
+CEILING = -1
+"""What limits a flow that meets its own ceiling, in place of the index of a resource."""
+
+
 def max_min_rates(demands: Sequence[Demand], capacities: Sequence[float]) -> list[float]:
-    """Return the rate of one flow of each demand, in bytes per the time unit of `capacities`.
+    """Return the rate of one flow of each demand, in bytes per the time unit of `capacities`."""
+    return fill(demands, capacities)[0]
+
+
+def fill(demands: Sequence[Demand], capacities: Sequence[float]) -> tuple[list[float], list[int]]:
+    """Return the rate of one flow of each demand, and the resource (by index) or `CEILING` that stopped it.
 
     All flows rise together, each in proportion to its weight, until a resource is full or a flow meets its
     ceiling; those concerned stay, the others go on. No resource is used beyond its capacity, and no flow could
     gain without taking from one whose rate per weight is not higher.
     """
-    rates = [0.0] * len(demands)
+    rates, limits = [0.0] * len(demands), [CEILING] * len(demands)
     room = list(capacities)
     crossing = _crossing(demands)
     capped = sorted(range(len(demands)), key=lambda i: demands[i].ceiling / demands[i].weight, reverse=True)
@@ -35,16 +44,18 @@ def max_min_rates(demands: Sequence[Demand], capacities: Sequence[float]) -> lis
         filled = min((room[resource] / units for resource, units in wanted.items()), default=math.inf)
         # Levels never fall; the bound keeps rounding from making one do so, or reach 0.
         level = max(level, min(filled, demands[capped[-1]].ceiling / demands[capped[-1]].weight))
-        stopping = {i for r, units in wanted.items() if room[r] <= units * level * _ROUNDING for i in crossing[r]}
+        full = [r for r, units in wanted.items() if room[r] <= units * level * _ROUNDING]
+        stopping = {i: r for r in full for i in crossing[r]}
         while capped and demands[capped[-1]].ceiling <= demands[capped[-1]].weight * level * _ROUNDING:
-            stopping.add(capped.pop())
+            stopping.setdefault(capped.pop(), CEILING)
         for i in sorted(stopping):
+            limits[i] = stopping[i]
             rates[i] = min(demands[i].ceiling, demands[i].weight * level)
             for resource, cost in demands[i].costs:
                 del crossing[resource][i]
                 room[resource] -= demands[i].flows * cost * rates[i]
         capped = [i for i in capped if i not in stopping]
-    return rates
+    return rates, limits
 
 
 def _crossing(demands: Sequence[Demand]) -> dict[int, dict[int, float]]:

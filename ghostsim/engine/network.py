@@ -12,7 +12,7 @@ SIGCOMM 1989), and the network solves for the rates of classes, not of flows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import itemgetter
@@ -21,7 +21,7 @@ from typing import TypeAlias
 import simpy
 
 from ghostsim.engine.clock import LAST, NEVER, PS_PER_S, SLACK_PS, Call, whole_ps
-from ghostsim.engine.fairness import Demand, max_min_rates
+from ghostsim.engine.fairness import CEILING, Demand, fill
 
 Route: TypeAlias = tuple[tuple["Resource", float], ...]
 Mix: TypeAlias = Callable[[float], float]
@@ -65,6 +65,10 @@ class FlowClass:
         Resources of the route to which the bytes are written.
     solo_rate
         Rate of a flow that is alone, bytes/s.
+    solo_limit
+        Index of the resource that then limits it, `CEILING` for its own ceiling.
+    history
+        (since_ps, rate, limit) of every change of rate: what a flow got, and which resource or `CEILING` held it there.
     rate
         Present rate of one flow, bytes/ps; 0 while there is none.
     served
@@ -79,11 +83,13 @@ class FlowClass:
         "ceiling",
         "costs",
         "finish_ps",
+        "history",
         "index",
         "rate",
         "route",
         "served",
         "since_ps",
+        "solo_limit",
         "solo_rate",
         "tags",
         "weight",
@@ -99,8 +105,9 @@ class FlowClass:
         self.weight = weight
         self.ceiling = ceiling
         self.writes = writes
-        rates = [resource.at(float(resource in writes)) / cost for resource, cost in route]
-        self.solo_rate = min(rates if ceiling is None else [*rates, ceiling])
+        rates = [(resource.at(float(resource in writes)) / cost, resource.index) for resource, cost in route]
+        self.solo_rate, self.solo_limit = min(rates if ceiling is None else [*rates, (ceiling, CEILING)])
+        self.history: list[tuple[int, float, int]] = []
         self.tags: list[tuple[float, int, Flow]] = []
         self.served = 0.0
         self.since_ps = 0
@@ -131,8 +138,9 @@ class FlowClass:
             self.served, self.since_ps, self.finish_ps = 0.0, now, NEVER
         return due
 
-    def change_rate(self, rate: float, now: int) -> None:
-        """Let every flow have `rate` from now on; 0 if there is none."""
+    def change_rate(self, rate: float, limit: int, now: int) -> None:
+        """Let every flow have `rate` from now on, 0 if there is none, held there by `limit`."""
+        self.history.append((now, rate, limit))
         self.served += self.rate * (now - self.since_ps)
         self.since_ps = now
         self.rate = rate
@@ -172,16 +180,18 @@ class Probe:
 class _State:
     """How many flows of each class there are, the rates that follow, and the neighbouring states."""
 
-    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "shares", "used")
+    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "notes", "shares", "used", "writes")
 
     def __init__(self, counts: Sequence[tuple[FlowClass, int]]) -> None:
         self.counts = counts
         self.classes = [flow_class for flow_class, _ in counts]
-        self.changes: dict[_State, list[tuple[FlowClass, float]]] = {}
+        self.writes = any(flow_class.writes for flow_class in self.classes)
+        self.changes: dict[_State, list[tuple[FlowClass, float, int]]] = {}
         self.after_start: dict[FlowClass, _State] = {}
         self.after_finish: dict[FlowClass, _State] = {}
-        self.shares: dict[FlowClass, float] | None = None
+        self.shares: dict[FlowClass, tuple[float, int]] | None = None
         self.used: tuple[float, ...] | None = None
+        self.notes: dict[object, int] = {}
 
 
 class Network:
@@ -189,14 +199,17 @@ class Network:
 
     Attributes
     ----------
+    scale
+        Factors on the capacities of resources by name, for what-if questions.
     probes
         Watchers; an empty list costs nothing.
     flows_started, solves, fills
         Flows so far; instants at which rates were looked up; look-ups that had to be computed.
     """
 
-    def __init__(self, env: simpy.Environment) -> None:
+    def __init__(self, env: simpy.Environment, scale: Mapping[str, float] | None = None) -> None:
         self.env = env
+        self.scale = scale or {}
         self.probes: list[Probe] = []
         self.resources: dict[str, Resource] = {}
         self.flows_started = 0
@@ -208,7 +221,6 @@ class Network:
         self._armed_ps = NEVER
         self._settling = False
         self._nominal: list[float] = []
-        self._mixed = False
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
         """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
@@ -222,9 +234,10 @@ class Network:
             raise ValueError(f"resource {name}: found capacity {capacity!r}, expected a positive number, e.g. 56e9")
         if name in self.resources:
             raise ValueError(f"resource {name}: found the name twice, expected one resource of that name")
-        self.resources[name] = Resource(name, float(capacity), len(self.resources), mix)
-        self._nominal.append(float(capacity))
-        self._mixed = self._mixed or mix is not None
+        factor = self.scale.get(name, 1.0)
+        scaled = mix if mix is None or factor == 1 else lambda share: factor * mix(share)
+        self.resources[name] = Resource(name, factor * capacity, len(self.resources), scaled)
+        self._nominal.append(factor * capacity)
         return self.resources[name]
 
     def flow_class(
@@ -299,6 +312,11 @@ class Network:
         used = self._usage(self._solved)
         return used[resource.index] if resource.index < len(used) else 0.0
 
+    @property
+    def notes(self) -> dict[object, int]:
+        """A place for what follows from the present use of resources alone; it comes back with the same flows."""
+        return self._solved.notes
+
     def _skip(self, flow: Flow) -> None:
         flow.start_ps = now = int(self.env.now)
         for probe in self.probes:
@@ -362,8 +380,8 @@ class Network:
         if state is not before:
             self._solved = state
             changes = before.changes.get(state)
-            for flow_class, rate in self._changes(before, state) if changes is None else changes:
-                flow_class.change_rate(rate, now)
+            for flow_class, rate, limit in self._changes(before, state) if changes is None else changes:
+                flow_class.change_rate(rate, limit, now)
             for probe in self.probes:
                 probe.on_rates(now, state.used or self._usage(state))
         next_ps = NEVER
@@ -394,43 +412,47 @@ class Network:
             state.changes.clear()
         self._states.clear()
 
-    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, float]]:
+    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, float, int]]:
         """Return the classes whose rate differs between two states, with the new rate, and remember them."""
         old, new = self._shares(before), self._shares(after)
-        gone = [(flow_class, 0.0) for flow_class in old if flow_class not in new]
-        before.changes[after] = gone + [(cls, rate) for cls, rate in new.items() if old.get(cls) != rate]
+        gone = [(cls, 0.0, CEILING) for cls in old if cls not in new]
+        changed = [(cls, *share) for cls, share in new.items() if cls not in old or old[cls][0] != share[0]]
+        before.changes[after] = gone + changed
         return before.changes[after]
 
-    def _shares(self, state: _State) -> dict[FlowClass, float]:
+    def _shares(self, state: _State) -> dict[FlowClass, tuple[float, int]]:
         if state.shares is None:
             self.fills += 1
             state.shares = self._fill(state)
         return state.shares
 
-    def _fill(self, state: _State) -> dict[FlowClass, float]:
-        """Solve for the rates; where writes lower a capacity, until rates and shares of writes agree."""
+    def _fill(self, state: _State) -> dict[FlowClass, tuple[float, int]]:
+        """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [cls.demand(count) for cls, count in state.counts]
         rates: list[float] = []
+        limits: list[int] = []
         before: list[float] | None = None
         for _ in range(_MOST_ROUNDS):
             capacities = self._capacities(state, rates)
             if capacities == before:
                 break
             before = capacities
-            rates = max_min_rates(demands, [capacity / PS_PER_S for capacity in capacities])
-        return dict(zip(state.classes, rates, strict=True))
+            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in capacities])
+        return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
     def _capacities(self, state: _State, rates: Sequence[float]) -> list[float]:
         """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
-        if not self._mixed:
+        if not state.writes:
             return self._nominal
         reads_and_writes: dict[Resource, list[float]] = {}
         for (cls, count), rate in zip(state.counts, rates, strict=False):
             for resource, cost in cls.route:
                 if resource.mix:
                     reads_and_writes.setdefault(resource, [0.0, 0.0])[resource in cls.writes] += count * rate * cost
-        shares = {resource: writes / (reads + writes) for resource, (reads, writes) in reads_and_writes.items()}
-        return [resource.at(shares.get(resource, 0.0)) for resource in self.resources.values()]
+        capacities = list(self._nominal)
+        for resource, (reads, writes) in reads_and_writes.items():
+            capacities[resource.index] = resource.at(writes / (reads + writes))
+        return capacities
 
     def _usage(self, state: _State) -> tuple[float, ...]:
         if state.used is None:
@@ -438,8 +460,8 @@ class Network:
             shares = self._shares(state)
             for flow_class, count in state.counts:
                 for resource, cost in flow_class.route:
-                    used[resource.index] += count * shares[flow_class] * cost * PS_PER_S
-            able = self._capacities(state, list(shares.values()))
+                    used[resource.index] += count * shares[flow_class][0] * cost * PS_PER_S
+            able = self._capacities(state, [rate for rate, _ in shares.values()])
             # Rounding, and the last round of a mix, must not make a full resource busier than full.
             state.used = tuple(
                 resource.capacity * min(1.0, units / capacity)

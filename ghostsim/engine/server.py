@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import simpy
 
@@ -13,6 +14,13 @@ from ghostsim.errors import InvariantError
 
 Done: TypeAlias = Callable[[], object]
 Service: TypeAlias = int | Callable[[Done], object]
+
+
+class Server(Protocol):
+    """What a job waits at."""
+
+    def submit(self, service_ps: Service, on_done: Done) -> None:
+        """Queue a job and call `on_done` when it is done."""
 
 
 class FifoServer:
@@ -86,3 +94,46 @@ class FifoServer:
             service(release)
         else:
             Call(self.env, release, int(service))
+
+
+class ModeServer:
+    """Something that works in one of two modes: any number of `shared` jobs at once, or one `exclusive` job alone.
+
+    Jobs start in the order of arrival: a shared one does not overtake an exclusive one that waits.
+    """
+
+    def __init__(self) -> None:
+        self.shared: Server = _Mode(self, alone=False)
+        self.exclusive: Server = _Mode(self, alone=True)
+        self._queue: deque[tuple[bool, Callable[[Done], object], Done]] = deque()
+        self._running = 0
+        self._alone = False
+
+    def enter(self, service: Callable[[Done], object], on_done: Done, *, alone: bool) -> None:
+        """Queue a job of a mode."""
+        self._queue.append((alone, service, on_done))
+        self._next()
+
+    def _next(self) -> None:
+        while self._queue and not self._alone and not (self._queue[0][0] and self._running):
+            self._alone, service, on_done = self._queue.popleft()
+            self._running += 1
+            service(partial(self._leave, on_done))
+
+    def _leave(self, on_done: Done) -> None:
+        self._running -= 1
+        self._alone = False
+        on_done()
+        self._next()
+
+
+class _Mode:
+    """One mode of a `ModeServer`, as a server."""
+
+    def __init__(self, server: ModeServer, *, alone: bool) -> None:
+        self._server, self._alone = server, alone
+
+    def submit(self, service_ps: Service, on_done: Done) -> None:
+        if not callable(service_ps):
+            raise TypeError(f"found a service of {service_ps} ps, expected a function that is given its end")
+        self._server.enter(service_ps, on_done, alone=self._alone)

@@ -20,8 +20,10 @@ from ghostsim.config.load import LoadedScenario
 from ghostsim.errors import UsageError
 from ghostsim.export.timeline import Counter, Slice, write_timeline
 from ghostsim.metrics.collect import Record, step_rows
+from ghostsim.metrics.serving import Served, over_time, request_rows
 from ghostsim.plan.plan import OPS
 from ghostsim.policy.evaluate import content_key
+from ghostsim.serving import request_files
 from ghostsim.simulation import Result
 
 _PACKAGES = ("simpy", "numpy", "pydantic", "pyyaml", "networkx", "plotly", "typer", "jinja2")
@@ -30,11 +32,18 @@ NOT_MODELLED = (
     "norms, rotary embedding, activations and sampling on the GPU; their kernels are taken to be fused",
     "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
     "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
-    "prefill; every step starts with its context in place",
+    "prefill in decode steps, which start with their context in place; a serving run has it",
     "memory latency that grows with load: transfers contend for bandwidth; a dependent access takes its idle latency",
     "page tables and TLB misses of the GPU on host memory",
     "NVMe tail latency and garbage collection; link retraining and ECC retries",
 )
+NOT_SERVED = (
+    "serving: time of the host between iterations, tokenising and the network",
+    "serving: requests of a batch read at the mean of their contexts, those beyond the named traces as the first ones",
+    "serving: prefill is dense, and what a policy keeps and indexes is made meanwhile at no cost",
+    "serving: a transfer of kept blocks meets the decode's fetches, but no transfer of another tier or direction",
+)
+"""What a run that serves requests leaves out besides."""
 
 
 @contextmanager
@@ -106,6 +115,8 @@ def write_run(
     _write_json(folder / "manifest.json", manifest(result, loaded, argv))
     (folder / "config.yaml").write_text(dump(loaded.document), encoding="utf-8")
     write_steps(folder / "steps.csv", result.records.values())
+    if result.served:
+        write_served(folder, result.served)
     if timeline:
         write_run_timeline(folder / "timeline.json.gz", result)
 
@@ -130,7 +141,9 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "packages": {name: version(name) for name in _PACKAGES},
         "seed": loaded.scenario.seed,
         "argv": list(argv),
-        "inputs": dict(loaded.inputs) | {f"trace {t.name}": t.manifest_sha256 for t in first.traces},
+        "inputs": dict(loaded.inputs)
+        | {f"trace {t.name}": t.manifest_sha256 for t in first.traces}
+        | {f"requests {name}": digest for name, digest in request_files(loaded.scenario).items()},
         "selections": {
             label: content_key(loaded.scenario.runs[label].policy, result.workloads[label]) for label in result.records
         },
@@ -149,9 +162,15 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
             "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
         },
         "lost_mass_by_context": _lost_mass_by_context(result),
+        "what_if": what_if_table(result),
         "notes": result.notes,
-        "not_modelled": list(NOT_MODELLED),
+        "not_modelled": [*NOT_MODELLED, *(NOT_SERVED if result.served else ())],
     }
+
+
+def what_if_table(result: Result) -> dict[str, dict[str, float]]:
+    """Return by run and resource how the mean step changes if that resource is twice as fast."""
+    return {label: {each.resource: each.change for each in asked} for label, asked in result.what_if.items()}
 
 
 def _lost_mass_by_context(result: Result) -> dict[str, list[dict[str, float]]]:
@@ -170,7 +189,22 @@ def _lost_mass_by_context(result: Result) -> dict[str, list[dict[str, float]]]:
 
 def write_steps(path: Path, records: Iterable[Record]) -> None:
     """Write steps.csv: one row per run and step; a column that a run does not have is empty."""
-    rows = [row for record in records for row in step_rows(record)]
+    _write_rows(path, [row for record in records for row in step_rows(record)])
+
+
+def write_served(folder: Path, served: Mapping[str, Served]) -> None:
+    """Write requests.csv, one row per run and request, and serving.csv, queues and memory over time."""
+    _write_rows(folder / "requests.csv", [row for label, each in served.items() for row in request_rows(label, each)])
+    rows: list[Mapping[str, Any]] = []
+    for label, each in served.items():
+        columns = {name: values.tolist() for name, values in over_time(each).items()}
+        rows += [
+            {"label": label, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)
+        ]
+    _write_rows(folder / "serving.csv", rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

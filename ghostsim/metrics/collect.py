@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from ghostsim.config.hardware import Platform
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
-from ghostsim.metrics.energy import energy_mj_per_token
+from ghostsim.metrics.attribution import by_resource
+from ghostsim.metrics.energy import Activity, energy_mj_per_token
+from ghostsim.metrics.lifecycle import lifecycle_metrics
+from ghostsim.metrics.prefetch import prefetch_metrics
 from ghostsim.metrics.quality import quality, step_quality
+from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.binding import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
 from ghostsim.plan.selection import Selection
+from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
 Bytes = Mapping[str, Mapping[str, Ints]]
@@ -31,13 +36,19 @@ class Record:
     policy: str
     platform: Platform
     batch: int
+    gpus: int
+    """Equal GPUs in step; bytes and capacities are those of one, energy is that of all."""
     plan: Plan
     bound: Sequence[Bound]
     times: Times
     selection: Selection
+    ahead: Ahead | None
+    """What was fetched before it was asked for."""
     capacity_bytes: Mapping[str, int]
     utilisation: Mapping[str, float]
     bin_ps: int
+    resources: Sequence[str]
+    """Names of the resources of the network, by index."""
     series: Mapping[str, Sequence[float]] = field(repr=False)
     """Utilisation of each resource in bins of `bin_ps`."""
 
@@ -69,6 +80,8 @@ def run_metrics(record: Record) -> dict[str, Any]:
     durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
     path = critical_path.attribute(record.plan, record.times).mean(axis=0) / PS_PER_MS
     mean = float(durations.mean())
+    found = quality(record.selection, record.batch)
+    viable = viability(record.plan, record.times, found["resurrection_rate"])
     return {
         "policy": record.policy,
         "platform": record.platform.name,
@@ -86,27 +99,33 @@ def run_metrics(record: Record) -> dict[str, Any]:
         },
         "utilisation": dict(record.utilisation),
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
-        "quality": quality(record.selection, record.batch),
+        "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
+        "viability": viable and viable.as_json(),
+        "lifecycle": lifecycle_metrics(record.plan, record.times),
+        "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
+        "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
         "capacity_bytes": dict(record.capacity_bytes),
     }
 
 
 def _energy(record: Record, bytes_moved: Bytes, elapsed_s: float) -> dict[str, float]:
-    totals = {place: int(sum(per_step.sum() for per_step in causes.values())) for place, causes in bytes_moved.items()}
+    tokens = record.batch * record.plan.steps / record.gpus
+    return energy_mj_per_token(record.platform, activity(record, bytes_moved, elapsed_s), tokens)
+
+
+def activity(record: Record, bytes_moved: Bytes, elapsed_s: float) -> Activity:
+    """Return what a run did, for its energy; `elapsed_s` is the sum of its steps."""
     plan = record.plan
-    near = plan.tiers.get("index", "hbm") != "hbm"
-    scan_flops, filter_flops = (int(plan.flops[plan.op == OPS.index(op)].sum()) for op in ("scan", "filter"))
-    busy = [share for name, share in record.utilisation.items() if name.endswith(".dpus")]
-    end_s = int(record.times.finish.max()) / PS_PER_S
-    return energy_mj_per_token(
-        record.platform,
-        totals,
-        flops=int(plan.flops.sum()) - (scan_flops + filter_flops if near else 0),
-        filter_macs=scan_flops // 2 if near and plan.tiers["index"] == "cxl" else 0,
-        pim_busy_s=sum(busy) * end_s,
+    by_op = {op: int(plan.flops[plan.op == o].sum()) for o, op in enumerate(OPS)}
+    away = set(plan.tiers.values()) - {"hbm"}
+    return Activity(
+        moved={place: int(sum(per_step.sum() for per_step in each.values())) for place, each in bytes_moved.items()},
+        attended=int(sum(bytes_moved[tier]["kv"].sum() for tier in away)),
+        tensor_flops=sum(flops for op, flops in by_op.items() if op not in ("scan", "filter")),
+        utilisation=record.utilisation,
+        simulated_s=int(record.times.finish.max()) / PS_PER_S,
         elapsed_s=elapsed_s,
-        tokens=record.batch * plan.steps,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,41 +29,66 @@ def step_ends(plan: Plan, times: Times) -> NDArray[np.int64]:
     return times.finish[width * plan.layers - 1 :: width * plan.layers]
 
 
-def attribute(plan: Plan, times: Times) -> NDArray[np.int64]:
-    """Divide every step among the causes of `CAUSES`.
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a step that it spent on `row`: from `begin` to `until`, ps."""
 
-    Walks back from the end of each step over the predecessor that ended last. A row starts when that one ends,
-    so the parts sum exactly to the step.
+    row: int
+    begin: int
+    until: int
+
+
+def segments(plan: Plan, times: Times) -> list[list[Segment]]:
+    """Return the critical path of every step, from its end to its start.
+
+    Walks back over the predecessor that ended last. A row starts when that one ends, so the segments join; what
+    no row explains is a segment of row -1.
+    """
+    ends = step_ends(plan, times).tolist()
+    starts = [0, *ends[:-1]]
+    width = len(plan.names) * plan.layers
+    start, before = times.start.tolist(), _latest_predecessor(plan, times)
+    return [
+        list(_walk((step + 1) * width - 1, until, since, start, before))
+        for step, (since, until) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _walk(row: int, until: int, since: int, start: Sequence[int], before: Sequence[int]) -> Iterator[Segment]:
+    while row >= 0 and until > since:
+        begin = max(start[row], since)
+        yield Segment(row, begin, until)
+        row, until = before[row], begin
+    if until > since:
+        yield Segment(-1, since, until)
+
+
+def attribute(plan: Plan, times: Times) -> NDArray[np.int64]:
+    """Divide every step among the causes of `CAUSES`, exactly.
 
     Returns
     -------
     array [steps, causes]
         Picoseconds.
     """
-    ends = step_ends(plan, times)
-    starts = np.concatenate([[0], ends[:-1]])
-    last_row = len(plan.names) * plan.layers - 1
     kinds = [_kind(plan, i) for i in range(len(plan.names))]
-    columns = (times.start.tolist(), times.finish.tolist(), times.delay.tolist(), times.service.tolist())
-    before = _latest_predecessor(plan, times)
+    columns = (times.start.tolist(), times.delay.tolist(), times.service.tolist())
     spent = np.zeros((plan.steps, len(CAUSES)), np.int64)
-    for step in range(plan.steps):
-        _walk(spent[step], (step + 1) * (last_row + 1) - 1, int(starts[step]), columns, kinds, before)
+    for step, path in enumerate(segments(plan, times)):
+        for piece in path:
+            _book(spent[step], piece, kinds, columns)
     return spent
 
 
-def _walk(
-    spent: NDArray[np.int64], row: int, since: int, columns: Sequence[list[int]], kinds: Sequence[tuple[str, bool]],
-    before: list[int],
-) -> None:  # fmt: skip
-    start, finish, delay, service = columns
-    until = finish[row]
-    while row >= 0 and until > since:
-        begin = max(start[row], since)
-        flowing = until - max(begin, min(until, start[row] + delay[row]))
-        _charge(spent, kinds[row % len(kinds)], until - begin - flowing, flowing, service[row])
-        row, until = before[row], begin
-    spent[CAUSES.index("other")] += max(0, until - since)
+def _book(
+    spent: NDArray[np.int64], piece: Segment, kinds: Sequence[tuple[str, bool]], columns: Sequence[list[int]]
+) -> None:
+    if piece.row < 0:
+        spent[CAUSES.index("other")] += piece.until - piece.begin
+        return
+    start, delay, service = (column[piece.row] for column in columns)
+    flowing = piece.until - max(piece.begin, min(piece.until, start + delay))
+    _charge(spent, kinds[piece.row % len(kinds)], piece.until - piece.begin - flowing, flowing, service)
 
 
 def _charge(spent: NDArray[np.int64], kind: tuple[str, bool], delay: int, flowing: int, service: int) -> None:

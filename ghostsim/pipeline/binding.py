@@ -11,22 +11,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ghostsim.config.model import Model
-from ghostsim.devices.cxl_expander import CxlExpanderDevice
 from ghostsim.devices.dram import octave
+from ghostsim.devices.gpu import GpuDevice
+from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.job import Job, Part
-from ghostsim.devices.leg import Leg, join, rounded
+from ghostsim.devices.leg import Leg, Load, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
+from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
+from ghostsim.devices.sketch_filter import SketchFilter
 from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
-from ghostsim.engine.server import FifoServer
+from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
+from ghostsim.pipeline.ghostifier import Ghostifier, in_place
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
-from ghostsim.policy.placement import Placement
+from ghostsim.policy.placement import FROM_TIER, Placement
+
+_DECIDED = "threshold"
+_DOWN = ("query", _DECIDED)
+"""Rows from the GPU to a filter; a threshold is found by a kernel first."""
+_STREAMED_BYTES = 4096
 
 
 class Row(NamedTuple):
@@ -53,8 +63,11 @@ class Bound:
     links: tuple[tuple[str, float], ...] = ()
 
 
+AnyStore = TypeVar("AnyStore", Store, GpuDevice)
+
+
 @dataclass(frozen=True, eq=False)
-class _Site:
+class _Site(Generic[AnyStore]):
     """Equal devices of a tier, their share of its bytes, and the ways to them.
 
     Equal devices with equal shares run in lockstep. One flow therefore stands for all: a byte costs each of
@@ -62,7 +75,7 @@ class _Site:
     """
 
     name: str
-    devices: tuple[Store, ...]
+    devices: tuple[AnyStore, ...]
     routes: tuple[Route, ...]
     before: int
     """Devices of the tier that come before these."""
@@ -77,15 +90,16 @@ class _Site:
         """Return the share of one device in a number of pieces, as a power of two."""
         return 1 << octave(self.share(runs) // len(self.devices))
 
-    def spread(self, way: Callable[[Store, Route], Leg]) -> Leg:
+    def spread(self, way: Callable[[AnyStore, Route], Leg]) -> Leg:
         """Return the leg of a byte that is spread over the devices."""
         legs = [way(device, route) for device, route in zip(self.devices, self.routes, strict=True)]
         costs = tuple((resource, cost / len(legs)) for leg in legs for resource, cost in leg.costs)
-        return Leg(costs, legs[0].latency_ps)
+        writes = tuple(resource for leg in legs for resource in leg.writes)
+        return Leg(costs, legs[0].latency_ps, legs[0].loads, writes)
 
 
-_Template = tuple[FlowClass, int, FifoServer | None]
-"""What does not depend on bytes: class of flows, delay, and the queue to wait in."""
+_Template = tuple[FlowClass, int, Server | None, tuple[Load, ...]]
+"""What does not depend on bytes: class of flows, delay, the queue to wait in, and the media that are waited for."""
 
 
 class Binder:
@@ -104,42 +118,53 @@ class Binder:
     ) -> None:
         self.machine, self.model, self.placement, self.batch = machine, model, placement, batch
         self.stages = tuple(stages)
+        self.resident = False
         self.gpu = machine.gpu
-        away = dict.fromkeys((placement.kv_tier, placement.index_tier) if stages else (placement.kv_tier,))
+        away = dict.fromkeys((placement.kv_tier, placement.archive, *((placement.index_tier,) if stages else ())))
         self.sites = {tier: self._sites(tier) for tier in away if tier != "hbm"}
-        self._check_filter()
-        if placement.kv_tier == "ssd" and placement.fetch == "zero_copy":
-            raise ConfigError(
-                "found fetch zero_copy from tier ssd, expected dma: a drive has no memory that SMs could read"
-            )
+        self._check_fetch()
+        self.scanners = self._scanners() if stages and placement.near_memory else ()
         self._scan = cache(self._new_scan)
+        self._cross = cache(self._new_cross)
         self._fetch = cache(self._new_fetch)
+        self._cpu_attend = cache(self._new_cpu_attend)
         self._store = cache(self._new_store)
         self._transfer = cache(self._new_transfer)
 
-    def _check_filter(self) -> None:
-        """Refuse a filter that no device of its tier has."""
-        if not self.stages or self.placement.site == "gpu":
+    def _check_fetch(self) -> None:
+        """Refuse reads in place of what no load can reach, and attention on cores away from the memory they share."""
+        if self.placement.fetch == "cpu" and self.placement.kv_tier not in ("dram", "hbm"):
+            raise ConfigError(
+                f"found fetch cpu from tier {self.placement.kv_tier}, expected kv_tier: dram, the memory of the cores"
+            )
+        if self.placement.fetch in ("staged", "cpu"):
+            for site in self.sites.get(self.placement.kv_tier, ()):
+                self._host(site).working()
+        if self.placement.fetch != "zero_copy":
             return
-        widest = max(stage.operand_bits for stage in self.stages)
-        if self.placement.site not in ("cxl", "pim"):
-            raise ConfigError(f"found filter {self.placement.site}, expected one of gpu, cxl, pim")
-        for site in self.sites[self.placement.index_tier]:
-            device = site.devices[0]
-            if isinstance(device, CxlExpanderDevice) and device.filter is None:
-                raise ConfigError(f"found filter cxl on {site.name}, expected an expander with a filter: block")
-            if isinstance(device, UpmemDevice) and widest > MOST_BITS:
-                raise ConfigError(
-                    f"found filter pim for a {widest}-bit index, expected at most {MOST_BITS} bits: "
-                    "a DPU multiplies 8 x 8 bits"
-                )
+        fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
+        for tier in sorted(fetched & set(self.sites)):
+            why = _not_addressable(self.sites[tier][0].devices[0])
+            if why:
+                raise ConfigError(f"found fetch zero_copy from tier {tier}, expected dma: {why}")
 
-    def _sites(self, tier: str) -> tuple[_Site, ...]:
+    def _scanners(self) -> Sequence[_Site[Store]] | Sequence[_Site[GpuDevice]]:
+        """Return what scans the index; refuse a filter that a device does not have."""
+        site = self.placement.site
+        if site == "hbm":
+            at_gpu = _Site((self.machine.gpu_name), (self.gpu,), (Route((), ()),), 0, 1)
+            _check_engine(at_gpu, site, self.stages)
+            return (at_gpu,)
+        for scanner in self.sites[self.placement.index_tier]:
+            _check_engine(scanner, site, self.stages)
+        return self.sites[self.placement.index_tier]
+
+    def _sites(self, tier: str) -> tuple[_Site[Store], ...]:
         stores = [(name, device, self.machine.routes[name]) for name, device in self.machine.stores(tier)]
         if not stores:
             raise ConfigError(f"found tier {tier}, expected a tier of {self.machine.platform.name}: "
                               f"{', '.join(self.machine.platform.tiers)}")  # fmt: skip
-        sites: list[_Site] = []
+        sites: list[_Site[Store]] = []
         for _, equal in groupby(stores, key=lambda store: (store[1].part, store[2].kind)):
             names, devices, routes = zip(*equal, strict=True)
             sites.append(_Site(names[0], devices, routes, sum(len(site.devices) for site in sites), len(stores)))
@@ -147,6 +172,8 @@ class Binder:
 
     def bind(self, plan: Plan) -> tuple[Bound, ...]:
         """Return the devices of the plan's program, row by row."""
+        scanned = plan.nbytes[plan.op == OPS.index("scan")].sum()
+        self.resident = self.gpu.keeps(int(scanned) // plan.steps)
         return tuple(self._bind_row(plan, i, name) for i, name in enumerate(plan.names))
 
     def _bind_row(self, plan: Plan, i: int, name: str) -> Bound:
@@ -156,13 +183,17 @@ class Binder:
             case "gemm":
                 return Bound(self._gemm(name), "gpu")
             case "attend" | "decode":
-                return Bound(self._attend(scattered=role == "cold"), "gpu")
+                return self._bind_cpu_attend() if away else Bound(self._attend(scattered=role == "cold"), "gpu")
             case "scan":
-                return self._bind_scan(int(plan.stage[i]), away=away)
+                return self._bind_scan(int(plan.stage[i]), int(plan.request[i]), away=away)
             case "filter":
-                return self._bind_filter(name) if away else Bound(lambda row: self.gpu.select(row.flops), "gpu select")
+                return self._bind_filter(name)
             case "read":
-                return self._bind_read()
+                return self._bind_read(tiers[role])
+            case "migrate" if name.startswith("recall") or (away and name in FROM_TIER):
+                return self._bind_read(tiers[role])
+            case "ghostify" if name == "ghostify" and self.placement.ghostify != "gpu":
+                return self._bind_ghostify(tiers[role])
             case "write" | "migrate" | "ghostify":
                 return (
                     self._bind_write(tiers[role])
@@ -193,72 +224,154 @@ class Binder:
 
         return make
 
-    # --- near memory ---
+    # --- the filter ---
 
-    def _bind_scan(self, number: int, *, away: bool) -> Bound:
-        if not away:
-            return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2), "gpu scan")
-        sites = self.sites[self.placement.index_tier]
+    def _bind_scan(self, number: int, request: int, *, away: bool) -> Bound:
+        if self.scanners:
+            return self._bind_near_scan(number, request)
+        if away:
+            return self._bind_cross()
+        return Bound(lambda row: self.gpu.scan(row.nbytes, row.flops // 2, resident=self.resident), "gpu scan")
+
+    def _bind_near_scan(self, number: int, request: int) -> Bound:
+        sites = self.scanners
 
         def make(row: Row) -> Job:
-            return _job(row.nbytes, sites, [self._scan(site, number) for site in sites])
+            return _job(row.nbytes, sites, [self._scan(site, number, request) for site in sites])
 
-        return Bound(make, f"{self.placement.index_tier} filter")
+        return Bound(make, f"{self.placement.site} filter")
 
-    def _new_scan(self, site: _Site, number: int) -> _Template:
+    def _new_scan(self, site: _Site[AnyStore], number: int, request: int) -> _Template:
         stage = self.stages[number]
-        jobs = [_scan_at(device, stage, self.model.q_per_kv, site.name) for device in site.devices]
+        where, heads = self.placement.site, self.model.q_per_kv
+        jobs = [_scan_at(device, where, stage, heads, request) for device in site.devices]
+        return self._in_lockstep(jobs)
+
+    def _in_lockstep(self, jobs: Sequence[Job]) -> _Template:
+        """Return one flow that stands for those of equal devices, each with an equal part of every byte."""
         flows = [part.flow_class for job in jobs for part in job.parts]
         route = [(resource, cost / len(flows)) for flow in flows for resource, cost in flow.route]
         flow_class = self.machine.network.flow_class(route, sum(flow.weight for flow in flows))
-        return flow_class, jobs[0].delay_ps, jobs[0].parts[0].server
+        return flow_class, jobs[0].delay_ps, jobs[0].parts[0].server, jobs[0].loads
+
+    def _bind_cross(self) -> Bound:
+        """Without a filter the records of the index cross to the GPU, which scores them as they arrive."""
+        sites = self.sites[self.placement.index_tier]
+
+        def make(row: Row) -> Job:
+            macs = round(row.flops / 2 / max(1, row.nbytes), 3)
+            return _job(row.nbytes, sites, [self._cross(site, macs) for site in sites])
+
+        return Bound(make, f"{self.placement.index_tier} index", _shares(sites))
+
+    def _new_cross(self, site: _Site[Store], macs_per_byte: float) -> _Template:
+        leg, weight = self._arrive(site, _STREAMED_BYTES, 1 << 20)
+        return self._template(site, self.gpu.score(leg, macs_per_byte), weight, _gate(site.devices[0]))
 
     def _bind_filter(self, name: str) -> Bound:
-        """Queries go down to the filter; ids or bitmaps come up."""
-        sites, down = self.sites[self.placement.index_tier], name == "query"
+        """Queries and thresholds go down to the filter; ids, bitmaps and histograms come up."""
+        if not self.scanners:
+            return Bound(lambda row: self.gpu.select(row.flops), "gpu select")
+        sites, down, decided = self.scanners, name.startswith(_DOWN), name.startswith(_DECIDED)
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, sites[0].of))
-            return _job(row.nbytes, sites, [self._transfer(site, piece, down) for site in sites])
+            job = _job(row.nbytes, sites, [self._transfer(site, piece, down) for site in sites])
+            return job._replace(delay_ps=job.delay_ps + self.gpu.part.launch) if decided else job
 
-        return Bound(make, f"{self.placement.index_tier} {'queries' if down else 'ids'}", _shares(sites))
+        return Bound(make, f"{self.placement.site} {'queries' if down else 'ids'}", _shares(sites))
 
-    def _new_transfer(self, site: _Site, piece: int, down: bool) -> _Template:
-        def way(device: Store, route: Route) -> Leg:
-            legs = [route.carry(piece, write=down)]
-            if isinstance(device, UpmemDevice):
-                legs.append(device.write(piece, 1) if down else device.read(piece, 1))
-            if isinstance(device, CxlExpanderDevice):
-                legs.append(Leg((), device.part.controller // 2))
-            return join(legs)
+    def _new_transfer(self, site: _Site[AnyStore], piece: int, down: bool) -> _Template:
+        units = max(1, self.batch * self.model.kv_heads // site.of)
 
-        device = site.devices[0]
-        return self._template(site, site.spread(way), piece, device.mram if isinstance(device, UpmemDevice) else None)
+        def way(device: AnyStore, route: Route) -> Leg:
+            return join([route.carry(piece, write=down), device.pass_on(piece, units, write=down)])
 
-    def _template(self, site: _Site, leg: Leg, weight: float, server: FifoServer | None = None) -> _Template:
-        return self.machine.network.flow_class(leg.costs, weight * len(site.devices)), leg.latency_ps, server
+        return self._template(site, site.spread(way), piece, _gate(site.devices[0]))
+
+    def _template(self, site: _Site[AnyStore], leg: Leg, weight: float, server: Server | None = None) -> _Template:
+        flow_class = self.machine.network.flow_class(leg.costs, weight * len(site.devices), writes=leg.writes)
+        return flow_class, leg.latency_ps, server, leg.loads
 
     # --- between tiers ---
 
-    def _bind_read(self) -> Bound:
-        sites, copied = self.sites[self.placement.kv_tier], self.placement.fetch == "dma"
+    def _bind_read(self, tier: str) -> Bound:
+        sites = self.sites[tier]
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
-            templates = [self._fetch(site, piece, site.records(row.runs), copied) for site in sites]
+            templates = [self._fetch(site, piece, site.records(row.runs)) for site in sites]
             return _job(row.nbytes, sites, templates)
 
-        return Bound(make, f"{self.placement.kv_tier} fetch", _shares(sites))
+        return Bound(make, f"{tier} fetch", _shares(sites))
 
-    def _new_fetch(self, site: _Site, piece: int, records: int, copied: bool) -> _Template:
+    def _new_fetch(self, site: _Site[Store], piece: int, records: int) -> _Template:
+        return self._template(site, *self._arrive(site, piece, records), _gate(site.devices[0]))
+
+    def _arrive(self, site: _Site[Store], piece: int, records: int) -> tuple[Leg, float]:
+        """Return the cost of bringing scattered pieces to the GPU, and the outstanding bytes of who asks for them."""
+
         def way(device: Store, route: Route) -> Leg:
             there = route.carry(piece)
             return join([device.read(piece, records), there, Leg((), there.latency_ps)])
 
         source, first = site.spread(way), site.devices[0]
+        if self.placement.fetch == "staged":
+            return self.gpu.copy_in(join([source, self._host(site).stage(here=first is self._host(site))]), piece)
         if isinstance(first, NvmeDevice):
-            return self._template(site, self.gpu.receive(source), first.window)
-        return self._template(site, *(self.gpu.copy_in(source, piece) if copied else self.gpu.read_in_place(source)))
+            return self.gpu.receive(source), first.window
+        if self.placement.fetch == "zero_copy":
+            return self.gpu.read_in_place(source)
+        return self.gpu.copy_in(source, piece)
+
+    def _host(self, site: _Site[Store]) -> HostCpuDevice:
+        """Return the host that KV of a tier lies in or passes."""
+        for node in (*site.devices, *site.routes[0].between):
+            if isinstance(node, HostCpuDevice):
+                return node
+        raise ConfigError(
+            f"found fetch {self.placement.fetch} from {site.name}, expected a host between it and the GPU"
+        )
+
+    def _bind_cpu_attend(self) -> Bound:
+        sites = self.sites[self.placement.kv_tier]
+
+        def make(row: Row) -> Job:
+            piece, work = rounded(row.nbytes / max(1, row.runs)), round(row.flops / max(1, row.nbytes), 3)
+            return _job(
+                row.nbytes, sites, [self._cpu_attend(site, piece, site.records(row.runs), work) for site in sites]
+            )
+
+        return Bound(make, f"{self.placement.kv_tier} attend")
+
+    def _new_cpu_attend(self, site: _Site[Store], piece: int, records: int, flops_per_byte: float) -> _Template:
+        hosts = [device for device in site.devices if isinstance(device, HostCpuDevice)]
+        return self._in_lockstep([host.attend(piece, records, flops_per_byte) for host in hosts])
+
+    def _bind_ghostify(self, tier: str) -> Bound:
+        """Records are made by a thread of the host, one job after the other, or where key and index lie."""
+        key_bytes = self.model.head_dim * self.model.bytes_per_element
+        if self.placement.ghostify == "near":
+
+            def near(row: Row) -> Job:
+                share = round(row.records * key_bytes / max(1, row.nbytes), 3)
+                sites = self.sites[tier]
+                legs = [site.spread(lambda device, _: in_place(device, share)) for site in sites]
+                return _job(row.nbytes, sites, [self._template(site, leg, _STREAMED_BYTES)
+                                                for site, leg in zip(sites, legs, strict=True)])  # fmt: skip
+
+            return Bound(near, f"{tier} ghostify")
+        site = self.sites[tier][0] if tier != "hbm" else None
+        thread = Ghostifier(self.machine)
+        target, route = (site.devices[0], site.routes[0]) if site else (None, None)
+        record = cache(partial(thread.record, target, route))
+
+        def make(row: Row) -> Job:
+            nbytes = max(1, row.nbytes)
+            flow_class, delay_ps = record(round(row.records * key_bytes / nbytes, 3), round(row.flops / nbytes, 3))
+            return Job(delay_ps, (Part(flow_class, row.nbytes, thread.server),))
+
+        return Bound(make, "host ghostify", _shares(self.sites[tier]) if site and tier != "dram" else ())
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]
@@ -270,38 +383,83 @@ class Binder:
 
         return Bound(make, f"{tier} write", _shares(sites))
 
-    def _new_store(self, site: _Site, piece: int, records: int) -> _Template:
+    def _new_store(self, site: _Site[Store], piece: int, records: int) -> _Template:
         def way(device: Store, route: Route) -> Leg:
             return join([route.carry(piece, write=True), device.write(piece, records)])
 
         target, first = site.spread(way), site.devices[0]
         if isinstance(first, NvmeDevice):
             return self._template(site, self.gpu.send(target), first.window)
-        return self._template(site, *self.gpu.copy_out(target, piece))
+        return self._template(site, *self.gpu.copy_out(target, piece), _gate(first))
 
 
-def _scan_at(device: Store, stage: IndexStage, q_per_kv: int, name: str) -> Job:
-    """Return the scan of one byte of an index where it lies."""
+def _not_addressable(device: Store) -> str:
+    """Say why SMs cannot read a memory by loads, or nothing."""
+    if isinstance(device, NvmeDevice):
+        return "a drive has no memory that SMs could read"
+    return "a host transfer brings what lies there, no load does" if isinstance(device, UpmemDevice) else ""
+
+
+def _gate(device: AnyStore) -> Server | None:
+    """Return where the host's transfers wait for the kernels of a device, if both exclude each other."""
+    if isinstance(device, NearBankPimDevice):
+        return device.mode.shared
+    return device.mram if isinstance(device, UpmemDevice) else None
+
+
+def _engine(device: AnyStore, site: str) -> SketchFilter | None:
+    """Return the engine of a device at a filter site, if it has one there."""
+    if site == "cpu":
+        return device.scorer if isinstance(device, HostCpuDevice) else None
+    return None if isinstance(device, UpmemDevice | NearBankPimDevice) else device.filter
+
+
+def _check_engine(scanner: _Site[AnyStore], site: str, stages: Sequence[IndexStage]) -> None:
+    device, widest = scanner.devices[0], max(stage.operand_bits for stage in stages)
     if isinstance(device, UpmemDevice):
+        if widest > MOST_BITS:
+            raise ConfigError(
+                f"found filter {site} for a {widest}-bit index, expected at most {MOST_BITS} bits: "
+                "a DPU multiplies 8 x 8 bits"
+            )
+    elif isinstance(device, NearBankPimDevice):
+        wrong = [stage.operand_bits for stage in stages if stage.operand_bits != device.part.operand_bits]
+        if wrong:
+            raise ConfigError(
+                f"found filter {site} for a {wrong[0]}-bit index on {scanner.name}, expected one of "
+                f"{device.part.operand_bits} bits: that is what its units multiply"
+            )
+    elif _engine(device, site) is None:
+        block = "core" if site == "cpu" else "filter"
+        raise ConfigError(f"found filter {site} on {scanner.name}, expected a device with a {block}: block")
+
+
+def _scan_at(device: AnyStore, site: str, stage: IndexStage, q_per_kv: int, request: int) -> Job:
+    """Return the scan of one byte of an index where it lies."""
+    if isinstance(device, UpmemDevice | NearBankPimDevice):
         return device.scan(stage, q_per_kv, 1)
-    if isinstance(device, CxlExpanderDevice) and device.filter is not None:
-        return device.filter.scan(1, stage.macs * q_per_kv / stage.record_bytes)
-    raise ConfigError(f"found a filter at {name}, expected a device that has one: a CXL expander or UPMEM")
+    engine = _engine(device, site)
+    assert engine is not None  # `_check_engine` has seen to it
+    return engine.scan(1, stage.macs * q_per_kv / stage.record_bytes, request)
 
 
-def _job(nbytes: int, sites: Sequence[_Site], templates: Sequence[_Template]) -> Job:
+_DELAY = itemgetter(1)
+
+
+def _job(nbytes: int, sites: Sequence[_Site[Any]], templates: Sequence[_Template]) -> Job:
     """Deal bytes out to the sites of a tier; the delay of the slowest counts for all."""
     if len(sites) == 1:
-        flow_class, delay_ps, server = templates[0]
-        return Job(delay_ps, (Part(flow_class, nbytes, server),))
+        flow_class, delay_ps, server, loads = templates[0]
+        return Job(delay_ps, (Part(flow_class, nbytes, server),), loads)
     parts = (
         Part(flow_class, site.share(nbytes), server)
-        for site, (flow_class, _, server) in zip(sites, templates, strict=True)
+        for site, (flow_class, _, server, _) in zip(sites, templates, strict=True)
     )
-    return Job(max(delay_ps for _, delay_ps, _ in templates), tuple(parts))
+    slowest = max(templates, key=_DELAY)
+    return Job(slowest[1], tuple(parts), slowest[3])
 
 
-def _shares(sites: Sequence[_Site]) -> tuple[tuple[str, float], ...]:
+def _shares(sites: Sequence[_Site[Any]]) -> tuple[tuple[str, float], ...]:
     """Return the links of a tier with the share of its bytes that crosses each."""
     crossed = Counter(link.name for site in sites for route in site.routes for link in route.links)
     return tuple((name, count / sites[0].of) for name, count in crossed.items())

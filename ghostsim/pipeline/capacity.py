@@ -10,7 +10,7 @@ from ghostsim.config.model import Model
 from ghostsim.config.policy import Keep, Policy
 from ghostsim.config.rules import AllRule, TopFrac, TopK
 from ghostsim.config.scenario import Run
-from ghostsim.policy.costs import format_bytes, index_stages
+from ghostsim.policy.costs import anchor_bytes, format_bytes, index_stages
 
 _BUFFERED_LAYERS = 2
 _MOST_REQUESTS = 4096
@@ -66,17 +66,27 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     stored = stored_tokens(run.policy, tokens)
     tiers = {"hbm": model.weight_bytes}
 
+    archived = 0 if run.policy.archive is None else stored
+    cold = max((_kept(keep, tokens) for keep in run.policy.keep if keep.role != "archive"), default=0)
+
     def add(tier: str, nbytes: int) -> None:
         tiers[tier] = tiers.get(tier, 0) + nbytes
 
-    add(run.kv_tier, heads * stored * token_bytes)
-    if run.kv_tier != "hbm":
+    add(run.kv_tier, heads * cold * token_bytes)
+    add(run.archive_tier or run.kv_tier, heads * archived * token_bytes)
+    anchors = sum(anchor_bytes(keep.format, model.head_dim) for keep in run.policy.keep)
+    add("hbm", int(heads * stored * anchors))
+    if run.kv_tier != "hbm" or (run.archive_tier or "hbm") != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * min(tokens, pin.sinks + pin.window + 1) * token_bytes)
-        if run.fetch == "dma":
+        if run.prefetch is not None:
+            held = min(run.prefetch.tokens, stored) * (1 if run.prefetch.by == "layer_ahead" else run.prefetch.ahead)
+            add("hbm", heads * held * token_bytes)
+        if run.fetch in ("dma", "staged"):
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
-    for stage in index_stages(run.policy, model.head_dim, model.kv_heads):
-        add(run.index_tier, heads * stage.nbytes(-(-stored // stage.unit_tokens)))
+    for number, stage in enumerate(index_stages(run.policy, model.head_dim, model.kv_heads)):
+        judged = cold if archived and number else stored  # archived tokens have no record beyond their cluster's
+        add(run.index_tier, heads * stage.nbytes(-(-judged // stage.unit_tokens)))
     return Footprint(batch, tokens, tiers)
 
 

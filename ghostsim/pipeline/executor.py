@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from ghostsim.devices.job import Part
+from ghostsim.devices.leg import Load, queueing_ps
 from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
@@ -25,14 +29,17 @@ _LONGEST_PS = 100 * 86_400 * PS_PER_S
 class Times:
     """When each row of a plan ran, in ps.
 
-    A row's time is its delay (launch, latency), the time its flows take alone, and the rest: waiting for
-    servers and for the share that others had.
+    A row's time is its wait for a server, its delay (launch, latency), the time its flows take alone, and the
+    rest: the share of bandwidth that others had.
     """
 
     start: Ints
     finish: Ints
+    wait: Ints
     delay: Ints
     service: Ints
+    classes: Sequence[FlowClass | None] = field(repr=False)
+    """Class of the flow of each row that ended last; none where a row had no work."""
 
 
 class Executor:
@@ -45,13 +52,15 @@ class Executor:
         self.waiting = np.diff(plan.offsets).tolist()
         self.successors = _successors(plan)
         rows = len(plan)
-        self.start, self.finish, self.delay, self.service = ([0] * rows for _ in range(4))
+        self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
+        self.classes: list[FlowClass | None] = [None] * rows
         self.ready: deque[int] = deque()
         self.finished = 0
         self.draining = False
+        self.done = simpy.Event(env)
 
     def run(self) -> Times:
-        """Run all rows to the end.
+        """Run all rows to the end; what others send on, as the hosts of a pool do, goes on without them.
 
         Raises
         ------
@@ -60,14 +69,17 @@ class Executor:
         """
         self.ready.extend(row for row, count in enumerate(self.waiting) if not count)
         self._drain()
-        self.env.run()
+        if self.finished != len(self.start) and self.env.peek() != math.inf:
+            with contextlib.suppress(RuntimeError):  # the queue ran empty: rows wait for each other, as said below
+                self.env.run(self.done)
         if self.finished != len(self.start):
             raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")
         if self.env.now > _LONGEST_PS:
             days = f"{self.env.now / PS_PER_S / 86_400:.3g} days"
             raise GhostsimError(f"found steps that take {days} in all, expected less than 100, e.g. fewer steps")
-        columns = (np.array(column, np.int64) for column in (self.start, self.finish, self.delay, self.service))
-        return Times(*columns)
+        columns = (self.start, self.finish, self.wait, self.delay, self.service)
+        start, finish, wait, delay, service = (np.array(column, np.int64) for column in columns)
+        return Times(start, finish, wait, delay, service, self.classes)
 
     def _drain(self) -> None:
         """Start what is ready; rows without work end at once and may make more ready."""
@@ -84,27 +96,36 @@ class Executor:
         if not any(sizes):
             self._end(row)
             return
-        delay_ps, parts = self.makers[row % len(self.makers)](sizes)
+        delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
         self.delay[row] = delay_ps
-        done = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
-        for flow_class, nbytes, server in parts:
+        if loads and parts[0][2] is None:
+            self.wait[row] = queueing_ps(self.network, loads)
+        self.classes[row] = parts[0].flow_class
+        last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
+        for part in parts:
+            flow_class, nbytes, server = part
+            done = last if len(parts) == 1 else partial(last, flow_class)
             self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
             if server is None:
-                self.network.start(flow_class, nbytes, done, delay_ps)
+                self.network.start(flow_class, nbytes, done, self.wait[row] + delay_ps)
             else:
-                server.submit(partial(self._serve, flow_class, nbytes, delay_ps), done)
+                server.submit(partial(self._serve, row, part, loads), done)
 
-    def _serve(self, flow_class: FlowClass, nbytes: int, delay_ps: int, release: Callable[[], object]) -> None:
-        self.network.start(flow_class, nbytes, release, delay_ps)
+    def _serve(self, row: int, part: Part, loads: tuple[Load, ...], release: Callable[[], object]) -> None:
+        """Start a flow whose turn has come; what it waits for is as busy as it is now."""
+        waits_ps = queueing_ps(self.network, loads)
+        self.wait[row] = int(self.env.now) - self.start[row] + waits_ps
+        self.network.start(part.flow_class, part.nbytes, release, self.delay[row] + waits_ps)
 
-    def _last_of(self, parts: int, row: int) -> Callable[[], None]:
-        """Return what ends a row when the last of its parts calls it."""
+    def _last_of(self, parts: int, row: int) -> Callable[..., None]:
+        """Return what ends a row when the last of its parts calls it, with the class of that part."""
         left = parts
 
-        def part_done() -> None:
+        def part_done(flow_class: FlowClass) -> None:
             nonlocal left
             left -= 1
             if not left:
+                self.classes[row] = flow_class
                 self._end(row)
 
         return part_done
@@ -112,6 +133,8 @@ class Executor:
     def _end(self, row: int) -> None:
         self.finish[row] = int(self.env.now)
         self.finished += 1
+        if self.finished == len(self.start):
+            self.done.succeed()
         waiting = self.waiting
         for successor in self.successors[row]:
             waiting[successor] -= 1

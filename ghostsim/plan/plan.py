@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -115,6 +115,17 @@ class Plan:
                 causes[CAUSE_OF[op]] = causes.get(CAUSE_OF[op], 0) + per_step.astype(np.int64)
         return found
 
+    def at_steps(self, steps: Sequence[int]) -> Plan:
+        """Return the plan of some of the steps, one behind the other; all steps wait alike for the one before."""
+        width = len(self.names) * self.layers
+        rows = (np.asarray(steps, np.int64)[:, None] * width + np.arange(width)).ravel()
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        step = np.repeat(np.arange(len(steps)), width)
+        offsets = self.offsets[: len(rows) + 1]
+        return replace(
+            self, **columns, steps=len(steps), step=step, offsets=offsets, after=self.after[: int(offsets[-1])]
+        )
+
     def check(self) -> None:
         """Raise `InvariantError` if a size is negative or a row waits for itself or a later one."""
         columns = {"nbytes": self.nbytes, "records": self.records, "runs": self.runs, "flops": self.flops}
@@ -124,6 +135,9 @@ class Plan:
         waiting = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         if (self.after >= waiting).any():
             raise InvariantError("found a row of the plan that waits for itself or for a later row")
+
+
+_COLUMNS = ("request", "layer", "op", "stage", "role", "nbytes", "records", "record_bytes", "runs", "flops")
 
 
 def build(program: Sequence[Work], tiers: Mapping[Role, str], steps: int, layers: int) -> Plan:

@@ -37,11 +37,12 @@ class IndexStage:
 class Stream:
     """KV that moves in one way: the tokens of one KEEP clause, pinned or selected, in one form.
 
-    `op` is ``attend`` (as it is), ``decode`` (dequantised while it is attended) or ``read`` (fetched from its tier).
+    `op` is ``attend`` (as it is), ``decode`` (dequantised while it is attended), ``read`` (fetched from its tier) or
+    ``migrate`` (recalled from its tier into a cache; the same tokens are attended from there by another stream).
     """
 
-    op: Literal["attend", "decode", "read"]
-    role: Literal["hot", "warm", "cold"]
+    op: Literal["attend", "decode", "read", "migrate"]
+    role: Literal["hot", "warm", "cold", "archive"]
     clause: int
     """The KEEP clause whose tokens these are; keys and values may be streams of their own."""
     selected: bool
@@ -77,7 +78,11 @@ class Selection:
     read_tokens: Ints
     """[U, S] cold tokens that are read."""
     read_runs: Ints
-    """[U, S] maximal runs of consecutive positions among the cold tokens that are read."""
+    """[U, S] maximal runs of consecutive positions among the cold tokens that are read, archived ones apart."""
+    archive_tokens: Ints
+    """[U, S] cold tokens that are archived."""
+    archive_runs: Ints
+    """[U, S] clusters whose archived tokens are read: they lie together in their tier."""
     scanned: Ints
     """[C, U, S] records that reach each index stage."""
     scan_bytes: Ints
@@ -88,6 +93,10 @@ class Selection:
     """[K, U, S] their bytes."""
     state_bytes: Ints
     """[U, S] bookkeeping that is rewritten."""
+    refit_bytes: Ints
+    """[U, S] keys that are read to build indexes again."""
+    rewritten_bytes: Ints
+    """[U, S] records that are then written again."""
     lost_mass: Floats
     """[U, S, g] attention mass outside the read set."""
     certified_mass: Floats | None

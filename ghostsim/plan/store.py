@@ -22,6 +22,16 @@ _PLAIN = ("policy", "workload_hash", "stages", "streams")
 _BY_ROW = ("scanned", "scan_bytes", "stream_tokens", "stream_bytes")
 """Arrays whose first axis is not U."""
 
+_FURTHER = (
+    "archive_tokens",
+    "archive_runs",
+    "state_bytes",
+    "refit_bytes",
+    "rewritten_bytes",
+    "needless_reads",
+    "oracle_reads",
+)
+
 Array = npt.NDArray[Any]
 
 
@@ -44,7 +54,7 @@ def _axes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     whole, mass = np.dtype(np.int64), np.dtype(np.float64)
     per_step = ("attended", "hot_tokens", "cold_tokens", "stored_tokens", "read_tokens", "read_runs")
     return {
-        **dict.fromkeys((*per_step, "state_bytes", "needless_reads", "oracle_reads"), (step, whole)),
+        **dict.fromkeys((*per_step, *_FURTHER), (step, whole)),
         **dict.fromkeys(("violations", "bound_checks", "top_cold", "top_eliminated"), (query, whole)),
         **dict.fromkeys(("lost_mass", "certified_mass", "violated_mass", "output_error"), (query, mass)),
         **dict.fromkeys(("scanned", "scan_bytes"), ((sizes.stages, *step), whole)),

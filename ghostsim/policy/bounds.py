@@ -1,4 +1,4 @@
-"""Sound upper bounds of q.k from what an index stores about keys: sketches, balls, ellipsoids, rotation planes.
+"""Sound upper bounds of q.k from what an index stores about keys: sketches, ellipsoids, rotation planes.
 
 Every index is fitted on keys [n, d] and bounds their products with queries [r, d]. Records are held as they would be
 stored: numbers and norms in fp16, norms rounded up, codes in 8 bits. What is known per head (basis, mean, ranges) costs
@@ -430,53 +430,6 @@ def _largest(values: Floats, labels: Ints) -> Floats:
     out = np.zeros(int(labels.max(initial=-1)) + 1)
     np.maximum.at(out, labels, values)
     return out
-
-
-@dataclass(frozen=True, eq=False)
-class Balls:
-    """A ball per group of keys in each of S runs of channels: sum_s q_s.c_s + ||q_s|| r_s.
-
-    S = 1 is the plain ball, (2 d + 2) / group size bytes per token. Otherwise every run of channels has groups of its
-    own, (2 d + 2 S) / group size bytes when they are equally large. Neither bounds tighter than the other always:
-    take the smaller where both are stored. Ids of the groups are not counted: pages have none.
-    """
-
-    channels: tuple[Ints, ...]
-    labels: tuple[Ints, ...]
-    """Per run of channels the group [n] of each key."""
-    centres: tuple[Halves, ...]
-    radii: tuple[Halves, ...]
-
-    @classmethod
-    def fit(cls, keys: Array, labels: Ints | Sequence[Ints]) -> Balls:
-        """Enclose `keys` [n, d] in balls of the groups `labels` [n], or in those of S divisions of the keys."""
-        divisions = (labels,) if isinstance(labels, np.ndarray) else tuple(labels)
-        channels = even_blocks(keys.shape[1], len(divisions))
-        parts = [keys[:, each].astype(np.float64) for each in channels]
-        centres = tuple(_centres(part, label) for part, label in zip(parts, divisions, strict=True))
-        radii = tuple(_radii(part, label, c) for part, label, c in zip(parts, divisions, centres, strict=True))
-        return cls(channels, divisions, centres, radii)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of all balls over the keys."""
-        return sum(2.0 * (c.size + r.size) for c, r in zip(self.centres, self.radii, strict=True)) / len(self.labels[0])
-
-    def upper(self, queries: Array, dtype: npt.DTypeLike = np.float64) -> Floats:
-        """Return the bound [r, n]."""
-        bounds = [self._part(queries, s, dtype)[:, label] for s, label in enumerate(self.labels)]
-        total = np.sum(bounds, axis=0)
-        return np.asarray(total + np.sum(np.abs(bounds), axis=0) * unit_roundoff(len(bounds), np.float32))
-
-    def _part(self, queries: Array, s: int, dtype: npt.DTypeLike) -> Floats:
-        part = queries[:, self.channels[s]].astype(np.float64)
-        table = np.column_stack([self.centres[s].astype(np.float64), read(self.radii[s])])
-        return raised_product(np.column_stack([part, norms(part)]), table, dtype)
-
-
-def _radii(keys: Floats, labels: Ints, centres: Halves) -> Halves:
-    distance = norms(keys - centres[labels].astype(np.float64)) + _EXACT * norms(keys)
-    return stored(_largest(distance, labels))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ghostsim.config.scores import Centroid
 from ghostsim.policy.exact import Array, Block, Ints, softcapped
-from ghostsim.policy.indexes import Claim, rounded_up, unit_roundoff
+from ghostsim.policy.indexes import Claim, ball_radius, unit_roundoff
 from ghostsim.policy.units import Units, cluster_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
@@ -18,11 +18,18 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, eq=False)
 class ClusterIndex:
-    """Centres [clusters, d] of the prompt's keys, the cluster of each prompt token, and how far its members reach."""
+    """Centres [clusters, d] of the prompt's keys, the cluster of each token, and how far its members reach.
+
+    Tokens from `formed` on have joined the nearest centre since; what has joined by a step is `lag` positions old.
+    """
 
     centres: Array
     labels: Ints
-    radii: Array | None
+    """[tokens] those of the prompt; with joins, of all positions."""
+    away: Array
+    """[tokens] distance from the centre."""
+    formed: int
+    lag: int
     claim: Claim | None
 
     @property
@@ -38,36 +45,57 @@ class ClusterIndex:
         """Return the score [n, g, clusters]."""
         rows = asked * asked.dtype.type(head.scale)
         out = rows @ self.centres.T
-        if self.radii is not None:
-            out += np.linalg.norm(rows, axis=2, keepdims=True) * (1 + 1e-6) * self.radii
+        if self.claim is not None:
+            out += np.linalg.norm(rows, axis=2, keepdims=True) * (1 + 1e-6) * self.radii(block.positions)[:, None]
         return softcapped(out.astype(block.scores.dtype), head.softcap)
 
+    def radii(self, positions: Ints) -> Array:
+        """Return the radii [n, clusters] as they are stored at some own positions, ascending."""
+        gamma = unit_roundoff(self.centres.shape[1] + 1, self.centres.dtype)
+        size = np.linalg.norm(self.centres, axis=1)
+        reach, joined = np.zeros(len(self.centres), dtype=self.centres.dtype), 0
+        out = np.empty((len(positions), len(reach)), dtype=reach.dtype)
+        for i, own in enumerate(positions.tolist()):
+            end = min(len(self.labels), max(self.formed, own + 1 - self.lag))
+            np.maximum.at(reach, self.labels[joined:end], self.away[joined:end])
+            out[i], joined = ball_radius(reach, size, gamma), end
+        return out
 
-def build_clusters(keys: Array, centroid: Centroid) -> ClusterIndex:
-    """Cluster the prompt's `keys` [n, d]; centres are the means of the members."""
-    labels, count = np.empty(len(keys), dtype=np.int64), 0
-    for start in range(0, len(keys), centroid.segment):
-        part = keys[start : start + centroid.segment]
+
+def build_clusters(keys: Array, formed: int, fit: slice, centroid: Centroid) -> ClusterIndex:
+    """Cluster the first `formed` of all `keys` [n, d]; centres are the means of the members.
+
+    `fit` ends where tokens are still hot: so far behind the newest one they join, if they do.
+    """
+    prompt = keys[:formed]
+    labels, count = np.empty(formed, dtype=np.int64), 0
+    for start in range(0, formed, centroid.segment):
+        part = prompt[start : start + centroid.segment]
         k = -(-len(part) // centroid.tokens)
         labels[start : start + len(part)] = count + spherical_kmeans(part, k, centroid.rounds)
         count += k
+    members = np.bincount(labels, minlength=count)
+    centres = summed(prompt, labels, count) / np.maximum(members, 1)[:, None].astype(keys.dtype)
+    if centroid.joins:
+        labels = np.concatenate([labels, nearest(keys[formed:], centres, np.flatnonzero(members))])
+    away = np.linalg.norm(keys[: len(labels)] - centres[labels], axis=1)
+    return ClusterIndex(centres, labels, away, formed, formed - fit.stop, "score" if centroid.radius else None)
+
+
+def nearest(keys: Array, centres: Array, present: Ints) -> Ints:
+    """Return the nearest [n] of the centres `present`; ties to the lower one."""
+    there = centres[present]
+    distance = np.square(there).sum(axis=1) - 2 * (keys @ there.T)
+    return np.asarray(present[np.argmin(distance, axis=1)])
+
+
+def summed(rows: Array, labels: Ints, count: int) -> Array:
+    """Return the sums [count, d] of the `rows` [n, d] of each label, added up in their order."""
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    centres = np.zeros((count, keys.shape[1]), dtype=keys.dtype)
-    sums = np.add.reduceat(keys[order], starts, axis=0)
-    centres[present] = sums / np.diff(np.append(starts, len(keys)))[:, None].astype(keys.dtype)
-    radii = _radii(keys, labels, centres) if centroid.radius else None
-    return ClusterIndex(centres, labels, radii, "score" if centroid.radius else None)
-
-
-def _radii(keys: Array, labels: Ints, centres: Array) -> Array:
-    gamma = unit_roundoff(keys.shape[1] + 1, keys.dtype)
-    reach = np.linalg.norm(keys - centres[labels], axis=1)
-    radii = np.zeros(len(centres), dtype=keys.dtype)
-    np.maximum.at(radii, labels, reach)
-    size = np.linalg.norm(centres, axis=1)
-    up = np.nan_to_num(rounded_up(radii * (1 + gamma) + gamma * size).astype(keys.dtype), posinf=1e12)
-    return np.asarray(up + 2 * gamma * (size + up))
+    out = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+    out[present] = np.add.reduceat(rows[order], starts, axis=0)
+    return out
 
 
 def spherical_kmeans(keys: Array, k: int, rounds: int) -> Ints:
@@ -79,8 +107,7 @@ def spherical_kmeans(keys: Array, k: int, rounds: int) -> Ints:
     labels = np.zeros(len(keys), dtype=np.int64)
     for _ in range(rounds):
         labels = np.argmax(unit @ centres.T, axis=1)
-        sums = np.zeros_like(centres)
-        np.add.at(sums, labels, unit)
+        sums = summed(unit, labels, k)
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(length > _TINY, sums / np.maximum(length, _TINY), centres)
     return labels

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim.config.policy import Pin, Policy
-from ghostsim.config.rules import Certify
+from ghostsim.config.rules import Certify, Presume
 from ghostsim.policy.exact import Array, Block, wide_sum
 from ghostsim.policy.rules import CLIP, Ledger, Mask, ledger, spend
 from ghostsim.policy.units import Units
@@ -16,7 +16,7 @@ from ghostsim.policy.units import Units
 
 @dataclass(frozen=True)
 class Pins:
-    """The PIN set of a policy: of READ, else of the clause that evicts."""
+    """The PIN set of a policy: of READ, else of the first clause that evicts and keeps its pins for good."""
 
     pin: Pin
     page: int
@@ -39,8 +39,10 @@ def pins_of(policy: Policy) -> Pins:
         return Pins(policy.read.pin, policy.read.page, at_prefill=False)
     if any(keep.everything for keep in policy.keep):
         return Pins(Pin(), 1, at_prefill=False)
-    keep = policy.keep[0]
-    return Pins(keep.select.pin, 1, at_prefill=keep.every == "prefill_end")
+    lasting = [keep for keep in policy.keep if keep.every != "prefill_end" or keep.generated]
+    if not lasting:
+        return Pins(Pin(), 1, at_prefill=False)
+    return Pins(lasting[0].select.pin, 1, at_prefill=lasting[0].every == "prefill_end")
 
 
 def fitting_rows(pins: Pins, context: int) -> slice:
@@ -93,7 +95,7 @@ def exponentials(bounds: Array, cold: Cold) -> tuple[Array, Array]:
 
 
 def certified_read(
-    rule: Certify,
+    rule: Certify | Presume,
     shifted: Array,
     bound_weights: Array,
     cold: Cold,
@@ -105,7 +107,7 @@ def certified_read(
 
     `alive` [tokens] is what earlier stages have left, `gone` [g] the exact softmax sum of what they have left out.
     """
-    tau = rule.certify / (1 - rule.certify)
+    tau = rule.eps / (1 - rule.eps)
     mass = bound_weights if units.sizes is None else bound_weights * units.sizes
     allowance = tau / (1 + _slack(mass.dtype))
     largest = 1 if units.sizes is None else int(units.sizes.max(initial=1))

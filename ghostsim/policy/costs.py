@@ -13,6 +13,7 @@ from ghostsim.config.formats import (
     Int,
     IntFormat,
     LowRankFormat,
+    ResidualFormat,
     Side,
     SparseFormat,
     VqFormat,
@@ -27,6 +28,7 @@ from ghostsim.config.scores import (
     Exact,
     ExactScore,
     GraphScore,
+    JlScore,
     LightningScore,
     LshScore,
     MeanScore,
@@ -41,7 +43,10 @@ from ghostsim.plan.selection import IndexStage, Stream
 from ghostsim.policy.cold import pins_of
 
 FP16_BYTES = 2
+FAR: tuple[Role, ...] = ("cold", "archive")
+"""Roles whose tokens are read from their tier before they are attended."""
 _NORM_BYTES = 2
+_ANCHOR_ID_BYTES = 2
 
 
 # --- formats --------------------------------------------------------------------------------------------------
@@ -78,9 +83,35 @@ def _other_bits(side: Side, d: int) -> float:
             return 8 * FP16_BYTES * form.rank + form.bits * d
         case ChannelsFormat(channels=kept):
             return 8 * FP16_BYTES * int(kept.share * d)
+        case ResidualFormat(residual=left):
+            return left.bits * d + 8 * (2 * FP16_BYTES + _ANCHOR_ID_BYTES)
         case SparseFormat(nm=sparse):
             return d * sparse.n // sparse.m * (8 * FP16_BYTES + (sparse.m - 1).bit_length())
     raise AssertionError(side)
+
+
+def anchor_bytes(fmt: Format, head_dim: int) -> float:
+    """Return the bytes of the anchors in HBM per token and KV head, K and V together."""
+    sides = [side.residual for side in (fmt.k, fmt.v) if isinstance(side, ResidualFormat)]
+    return sum(head_dim * FP16_BYTES / side.tokens for side in sides)
+
+
+def rebuild_flops(fmt: Format, head_dim: int) -> int:
+    """Return the operations that give back K and V of one token and KV head, inside the attention kernel."""
+    return _side_flops(fmt.k, head_dim) + _side_flops(fmt.v, head_dim)
+
+
+def _side_flops(side: Side, d: int) -> int:
+    """Scale and offset per channel, the anchor added, coefficients times the basis."""
+    match side:
+        case IntFormat() | VqFormat():
+            return 2 * d
+        case ResidualFormat():
+            return 3 * d
+        case LowRankFormat(lowrank=form):
+            return 2 * form.rank * d + (3 * d if form.bits else 0)
+        case _:
+            return 0
 
 
 def residual_tokens(side: Side, stored: int) -> int:
@@ -106,11 +137,13 @@ class Part:
     """Whether pinned tokens have a copy in fp16: where the clause keeps anything outside HBM."""
     cached: bool = False
     """Whether tokens that were read stay in HBM."""
+    recalled: bool = False
+    """Whether tokens that are not in HBM move there first, to be attended from there with the others."""
 
     @property
     def moves_all(self) -> bool:
         """Whether the own token comes from outside with the others, for want of pins."""
-        return self.role == "cold" and not self.exact_pins
+        return self.role in FAR and not self.exact_pins
 
     def pinned_bytes(self, tokens: int, d: int) -> int:
         """Return the bytes of `tokens` pinned ones."""
@@ -129,13 +162,15 @@ class Part:
 def parts_of(policy: Policy) -> tuple[Part, ...]:
     """Return what moves separately: keys and values together where they have one role and one kind of form."""
     parts: list[Part] = []
-    pinned, caches = pins_of(policy).pin != Pin(), policy.read.cache is not None
+    pinned, cache = pins_of(policy).pin != Pin(), policy.read.cache
     for i, keep in enumerate(policy.keep):
         k, v, roles = keep.format.k, keep.format.v, (keep.role, keep.v_role or keep.role)
         together = roles[0] == roles[1] and isinstance(k, Fp16Format) == isinstance(v, Fp16Format)
-        copies = pinned and "cold" in roles
+        copies = pinned and bool({*roles} & {*FAR})
         for sides, role in [((k, v), roles[0])] if together else [((k,), roles[0]), ((v,), roles[1])]:
-            parts.append(Part(i, sides, role, copies, caches and role == "cold"))
+            cached = cache is not None and role in FAR
+            recalled = cached and cache is not None and cache.misses == "migrate"
+            parts.append(Part(i, sides, role, copies, cached, recalled))
     return tuple(parts)
 
 
@@ -147,9 +182,10 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         size = sum(side_bytes(side, d) for side in part.sides)
         op: Literal["attend", "decode"] = "attend" if plain else "decode"
         here = Stream(op, "hot" if plain else "warm", part.clause, selected=True, record_bytes=size)
-        far = Stream("read", "cold", part.clause, selected=True, record_bytes=size)
+        kind: Literal["cold", "archive"] = "archive" if part.role == "archive" else "cold"
+        far = Stream("migrate" if part.recalled else "read", kind, part.clause, selected=True, record_bytes=size)
         copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
-        streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role == "cold" else here]
+        streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role in FAR else here]
         streams += [here] * part.cached
     return tuple(streams)
 
@@ -193,6 +229,8 @@ def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | N
         case CentroidScore(centroid=centroid):
             size = d * FP16_BYTES + _NORM_BYTES * centroid.radius
             return IndexStage("centroid", size, centroid.tokens, d, 16)
+        case JlScore(jl=jl):
+            return IndexStage("jl", jl.dims * FP16_BYTES + _NORM_BYTES, 1, jl.dims, 16)
         case None:
             return None
     return _token_stage(score, d, kv_heads)

@@ -30,8 +30,9 @@ from ghostsim.plan.selection import Selection
 from ghostsim.policy import variants
 from ghostsim.policy.costs import index_stages, streams_of
 from ghostsim.policy.head import evaluate_group
+from ghostsim.policy.needs import check_served
 from ghostsim.policy.rows import HeadRows, absent
-from ghostsim.trace.compose import Shape, Workload, compose
+from ghostsim.trace.compose import Predictor, Shape, Workload, compose
 from ghostsim.trace.format import open_trace
 from ghostsim.trace.statistics import CLASSES
 
@@ -68,7 +69,14 @@ def select(
         Worker processes; 0 takes the number of processors, at most 4.
     progress
         Called with (heads done, heads in all).
+
+    Raises
+    ------
+    TraceError
+        If the workload lacks what a policy needs.
     """
+    for each in policies.values():
+        check_served(each, workload)
     keys = {name: content_key(policy, workload) for name, policy in policies.items()}
     found = {name: store.cached(key, name) for name, key in keys.items()}
     missing = {keys[name]: policies[name] for name, selection in found.items() if selection is None}
@@ -148,6 +156,7 @@ class Recipe:
     steps: int
     context: int | None
     seed: int
+    predictor: Predictor | None
     content_hash: str
 
 
@@ -159,6 +168,7 @@ def _recipe(workload: Workload) -> Recipe:
         steps=workload.steps,
         context=workload.context if workload.dtype is np.float32 else None,
         seed=workload.seed,
+        predictor=workload.predictor,
         content_hash=workload.content_hash,
     )
 
@@ -174,6 +184,8 @@ def _workload(recipe: Recipe) -> Workload:
         seed=recipe.seed,
         trace_shape=True,
     )
+    if recipe.predictor is not None:
+        workload = workload.predicting(recipe.predictor)
     if workload.content_hash != recipe.content_hash:
         raise InvariantError("workload: found other traces in a worker process than in the program, expected the same")
     return workload

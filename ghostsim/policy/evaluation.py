@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,13 +22,14 @@ from ghostsim.policy.cold import (
     exponentials,
     masked_sum,
 )
-from ghostsim.policy.costs import Part, state_bytes
+from ghostsim.policy.costs import Part, side_bytes, state_bytes
 from ghostsim.policy.exact import Array, Block, Floats, wide_sum
 from ghostsim.policy.keep import Clause, stored_by_each, union
 from ghostsim.policy.residency import Residency
 from ghostsim.policy.rows import HeadRows
 from ghostsim.policy.rules import Mask, agreed_top
 from ghostsim.policy.stages import Offer, Stage, Taken
+from ghostsim.policy.units import Units
 from ghostsim.trace.compose import Head
 
 ORACLE_EPS = 0.01
@@ -50,13 +51,20 @@ class Step:
     there: Mask | None
     """[tokens] cold tokens that are stored; None: all of them."""
     oracle: Oracle
+    archived: Mask | None = None
+    """[tokens] cold tokens that are archived; None: none."""
     alive: Mask | None = None
     gone: Floats | None = None
     upper: Floats | None = None
     """[g] what is bounded to be lost by the stages so far."""
+    lost: Floats = field(default_factory=lambda: np.zeros(0))
+    """[g] softmax sum of the cold tokens that are not read."""
     added: Mask | None = None
     removed: Mask | None = None
     offer: Offer | None = None
+    """What the stage now asked may take."""
+    worth: Array | None = None
+    """[tokens] what a cache that goes by scores keeps cold tokens for."""
 
 
 @dataclass(eq=False)
@@ -85,6 +93,8 @@ class Evaluation:
     reader: Reader | None = None
     reads: Mask = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     notes: Notes = field(default_factory=Notes)
+    group: list[Step] = field(default_factory=list)
+    """Steps that are verified together, so far."""
 
     # --- a block ---
 
@@ -98,43 +108,16 @@ class Evaluation:
 
     def end(self, block: Block, exact: Callable[[], Array]) -> None:
         """Compare the attention output of a block with the exact one."""
-        if self.policy.read.speculate > 1:
-            self._unite(block)
         errors = self.rows.output_error
         steps = slice(block.first, block.first + block.steps)
         plain = self.policy.lossless and self.policy.read.completion in ("renormalise", "track")
         if errors is None or (plain and not np.any(self.rows.lost_mass[steps])):
             return
         self.reader = self.reader or Reader(self.policy, self.head)
-        index = self.stages[0].index
+        index = self.stages[0].index(block.first)
         clusters = index if isinstance(index, ClusterIndex) else None
         given = self.reader.output(block, self.reads, self.notes, clusters)
         errors[steps] = relative_error(given, exact())
-
-    def _unite(self, block: Block) -> None:
-        """Let the steps of a block that are verified together read the union of what each needs, moved once."""
-        rows, t = self.rows, self.policy.read.speculate
-        for first in range(0, block.steps, t):
-            group = range(first, min(first + t, block.steps))
-            together = np.logical_or.reduce(self.reads[group.start : group.stop])
-            for i in group:
-                s, own = block.first + i, int(block.positions[i])
-                mask = together & (np.arange(len(together)) <= own) & np.isfinite(block.scores[i, 0])
-                self.reads[i] = mask
-                cold = Cold(block, i, *self.pins.cold(int(block.begins[i]), own, self.head.context))
-                self._lose(s, cold, mask[cold.c0 : cold.c1], Oracle(block, i))
-                self._keep_set(s, mask)
-            self._move_once(block.first + group.start, block.first + group.stop, int(rows.read_tokens[s]))
-
-    def _move_once(self, start: int, stop: int, tokens: int) -> None:
-        """Charge the bytes of a group of steps to its first one."""
-        rows, d = self.rows, self.head.keys.shape[1]
-        for p, part in enumerate(self.parts):
-            if self.residency is None and len(self.clauses) == 1:
-                rows.stream_tokens[2 * p + 1, start] = tokens
-                rows.stream_bytes[2 * p + 1, start] = part.nbytes(tokens, 0, d)
-        for counts in (rows.scanned, rows.scan_bytes, rows.stream_tokens, rows.stream_bytes):
-            counts[:, start + 1 : stop] = 0
 
     # --- a step: stage by stage, so that heads may choose together ---
 
@@ -148,6 +131,9 @@ class Evaluation:
         step = Step(
             block, i, begin, own, Cold(block, i, c0, c1), stored, served(each, block.scores.shape[-1]), there, oracle
         )
+        if self.policy.archive is not None:
+            mine = step.served[self.policy.archive]
+            step.archived = np.ones(step.cold.size, dtype=bool) if mine is None else mine[c0:c1]
         step.alive = there
         if self.resident is not None:
             free = ~self.resident[c0:c1]
@@ -159,6 +145,8 @@ class Evaluation:
         gone = np.zeros(len(step.cold.total)) if step.gone is None else step.gone
         stage = (*self.stages, *self.extra)[number]
         alive = step.alive if number < len(self.stages) else step.there
+        if number and step.archived is not None:
+            alive = ~step.archived if alive is None else alive & ~step.archived
         step.offer = stage.offer(step.cold, alive, gone)
         row, s = self.cost_of[number], step.block.first + step.i
         if row is not None:
@@ -180,15 +168,27 @@ class Evaluation:
             self._combine(step, number - len(self.stages), taken)
             return
         before, tokens, offer = step.alive, taken.tokens, step.offer
+        if number and step.archived is not None:
+            tokens = tokens | step.archived
         if taken.mass is not None and offer is not None:
             upper = bound_on(~taken.units, taken.mass, offer.units)
             step.upper = upper if step.upper is None else step.upper + upper
         step.alive = tokens if before is None else tokens & before
         if number + 1 < len(self.stages):
             step.gone = masked_sum(step.cold.weights, ~step.alive)
+        if number == 0 and step.archived is not None and offer is not None:
+            self._resurrect(step, offer.units, step.alive)
         if number == 0 and offer is not None and offer.raw is not None:
             self._check(step, offer)
             self._complete(step, offer, taken)
+
+    def _resurrect(self, step: Step, units: Units, taken: Mask) -> None:
+        """Count the archived tokens, and the clusters among them that are read as a whole."""
+        assert step.archived is not None
+        s, read = step.block.first + step.i, taken & step.archived
+        alone = 0 if units.labels is None else int(np.count_nonzero(read & (units.labels < 0)))
+        self.rows.archive_tokens[s] = np.count_nonzero(step.archived)
+        self.rows.archive_runs[s] = int(np.count_nonzero(units.any(read))) + alone
 
     def _combine(self, step: Step, place: int, taken: Taken) -> None:
         if place < len(self.policy.read.also):
@@ -220,24 +220,44 @@ class Evaluation:
         self.reads[step.i] = mask
         self.notes.served.append(step.served)
         self._count(s, step)
-        lost = self._lose(s, cold, read, step.oracle)
-        self._stream(s, step, mask, read)
+        step.lost = masked_sum(cold.weights, ~read)
         if self.rows.certified_mass is not None and step.upper is not None:
-            self.rows.certified_mass[s] = certificate(step.upper, lost, cold)
-        self._keep_set(s, mask)
+            self.rows.certified_mass[s] = certificate(step.upper, step.lost, cold)
+        self.group.append(step)
+        if len(self.group) == self.policy.read.speculate or step.i + 1 == step.block.steps:
+            self._settle()
 
-    def _keep_set(self, s: int, mask: Mask) -> None:
+    def _settle(self) -> None:
+        """Let the steps that are verified together read the union of what each needs, moved once."""
+        group, self.group = self.group, []
+        first, last = group[0], group[-1]
+        if len(group) > 1:
+            self._unite(group)
+        for step in group:
+            self._lose(step, self.reads[step.i])
+        mask, s = self.reads[last.i], first.block.first + first.i
+        self._stream(s, last, mask, mask[last.cold.c0 : last.cold.c1])
+        for counts in (self.rows.scanned, self.rows.scan_bytes):
+            counts[:, s + 1 : s + len(group)] = 0
+
+    def _unite(self, group: Sequence[Step]) -> None:
+        together = np.logical_or.reduce([self.reads[step.i] for step in group])
+        for step in group:
+            self.reads[step.i] = together
+            self.reads[step.i, : step.begin] = False
+            self.reads[step.i, step.own + 1 :] = False
+            step.lost = masked_sum(step.cold.weights, ~self.reads[step.i, step.cold.c0 : step.cold.c1])
+
+    def _lose(self, step: Step, mask: Mask) -> None:
+        """Count the cold tokens read and the mass of those that are not, and compare them with the oracle's."""
+        s, cold = step.block.first + step.i, step.cold
+        read = mask[cold.c0 : cold.c1]
+        self.rows.lost_mass[s] = step.lost / cold.total
+        self.rows.read_tokens[s] = np.count_nonzero(read)
+        self.rows.read_runs[s] = _runs(read if step.archived is None else read & ~step.archived)
+        self._compare(s, read, cold, step.oracle)
         packed = np.packbits(mask, bitorder="little")
         self.rows.sets[s, : len(packed)] = packed
-
-    def _lose(self, s: int, cold: Cold, read: Mask, oracle: Oracle) -> Floats:
-        """Count the cold tokens read and return the softmax sum [g] of those that are not."""
-        lost = masked_sum(cold.weights, ~read)
-        self.rows.lost_mass[s] = lost / cold.total
-        self.rows.read_tokens[s] = np.count_nonzero(read)
-        self.rows.read_runs[s] = np.count_nonzero(read[1:] & ~read[:-1]) + (1 if len(read) and read[0] else 0)
-        self._compare(s, read, cold, oracle)
-        return lost
 
     def _final(self, step: Step) -> Mask:
         cold = step.cold
@@ -259,16 +279,28 @@ class Evaluation:
         rows.hot_tokens[s] = step.own + 1 - step.begin - size
         rows.stored_tokens[s] = step.own + 1 if step.stored is None else np.count_nonzero(step.stored)
         rows.state_bytes[s] = state_bytes(self.policy.keep, int(rows.stored_tokens[s]))
+        self._refresh(s, step)
+
+    def _refresh(self, s: int, step: Step) -> None:
+        """Count what building indexes again moves: the cold keys once, and a record of every unit."""
+        stages = zip((*self.stages, *self.extra), self.cost_of, strict=True)
+        due = [(stage, self.costs[row]) for stage, row in stages if row is not None and stage.due(s)]
+        if not due:
+            return
+        tokens = step.cold.size if step.there is None else int(np.count_nonzero(step.there))
+        self.rows.refit_bytes[s] = tokens * side_bytes(self.policy.keep[0].format.k, self.head.keys.shape[1])
+        self.rows.rewritten_bytes[s] = sum(cost.nbytes(stage.units(step.cold).count) for stage, cost in due)
 
     def _stream(self, s: int, step: Step, mask: Mask, read: Mask) -> None:
         """Count the tokens that move in each way, and their bytes."""
         d, fetched, row = self.head.keys.shape[1], self._fetched(step, read), 0
         for part in self.parts:
             pinned, selected, cached = self._shares(part, step, mask, fetched)
+            attended = pinned + cached + (0 if part.recalled else selected)
             # The newest tokens of an integer format with a residual are still in fp16, and among the selected ones.
             moved = [
                 (pinned, part.pinned_bytes(pinned, d)),
-                (selected, part.nbytes(selected, pinned + selected + cached, d)),
+                (selected, part.nbytes(selected, attended, d)),
                 (cached, part.nbytes(cached, 0, d)),
             ]
             for tokens, nbytes in moved if part.cached else moved[:2]:
@@ -281,19 +313,20 @@ class Evaluation:
             read = read & ~self.resident[step.cold.c0 : step.cold.c1]
         if self.residency is None:
             return read
-        return self.residency.missing(step.cold.c0, read, step.offer)
+        return self.residency.missing(step.cold.c0, read, step.worth)
 
     def _shares(self, part: Part, step: Step, mask: Mask, fetched: Mask) -> tuple[int, int, int]:
-        """Return how many tokens of a part are pinned, come from where it is stored, and were in HBM before."""
+        """Return how many tokens of a part are pinned, come from where it is stored, and are attended in the cache."""
         c0, c1, mine = step.cold.c0, step.cold.c1, step.served[part.clause]
         attended = mask if mine is None else mask & mine
         inside = attended[c0:c1]
         resident = inside if self.resident is None else inside & self.resident[c0:c1]
         pinned = int(np.count_nonzero(attended) - np.count_nonzero(inside))
         pinned += 0 if self.resident is None else int(np.count_nonzero(resident))
-        selected = int(np.count_nonzero(fetched & inside))
-        cached = int(np.count_nonzero(attended)) - pinned - selected
-        return (0, pinned + selected, cached) if part.moves_all else (pinned, selected, cached)
+        selected, total = int(np.count_nonzero(fetched & inside)), int(np.count_nonzero(attended))
+        if part.moves_all:
+            pinned, selected = 0, pinned + selected
+        return pinned, selected, total - pinned - (0 if part.recalled else selected)
 
     # --- comparing ---
 
@@ -352,6 +385,11 @@ class Evaluation:
         best = oracle.read(self.policy.read.eps or ORACLE_EPS, cold.c0, cold.c1)
         self.rows.oracle_reads[s] = np.count_nonzero(best)
         self.rows.needless_reads[s] = np.count_nonzero(read & ~best)
+
+
+def _runs(read: Mask) -> int:
+    """Count maximal runs of consecutive positions in `read` [tokens]."""
+    return int(np.count_nonzero(read[1:] & ~read[:-1])) + (1 if len(read) and read[0] else 0)
 
 
 def _full_mask(read: Mask, step: Step) -> Mask:

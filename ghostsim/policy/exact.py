@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +53,34 @@ class Block:
         """Decode steps in the block."""
         return len(self.positions)
 
+    def part(self, steps: slice) -> Block:
+        """Return some of the steps, with the positions of all."""
+        return replace(
+            self,
+            first=self.first + steps.start,
+            positions=self.positions[steps],
+            begins=self.begins[steps],
+            queries=self.queries[steps],
+            products=self.products[steps],
+            scores=self.scores[steps],
+            peak=self.peak[steps],
+            weights=self.weights[steps],
+            total=self.total[steps],
+        )
+
+    def query_head(self, j: int) -> Block:
+        """Return query head j alone."""
+        one = slice(j, j + 1)
+        return replace(
+            self,
+            queries=self.queries[:, one],
+            products=self.products[:, one],
+            scores=self.scores[:, one],
+            peak=self.peak[:, one],
+            weights=self.weights[:, one],
+            total=self.total[:, one],
+        )
+
     @cached_property
     def top(self) -> Ints:
         """[n, g, 32] positions of the largest scores, best first, ties to the lower position; -1 pads."""
@@ -69,10 +97,11 @@ def blocks(head: Head, elements: int = BLOCK_ELEMENTS) -> Iterator[Block]:
     steps, g, _ = head.queries.shape
     size = max(1, elements // (g * len(head.keys)))
     for first in range(0, steps, size):
-        yield _block(head, first, min(first + size, steps))
+        yield block_of(head, first, min(first + size, steps))
 
 
-def _block(head: Head, first: int, end: int) -> Block:
+def block_of(head: Head, first: int, end: int) -> Block:
+    """Return steps first .. end of a head as one block."""
     positions = np.arange(head.context + first, head.context + end, dtype=np.int64)
     begins = np.maximum(0, positions - head.window + 1) if head.window else np.zeros_like(positions)
     queries = head.queries[first:end]

@@ -11,6 +11,8 @@ from ghostsim.config.formats import (
     IntFormat,
     LowRank,
     LowRankFormat,
+    Residual,
+    ResidualFormat,
     Side,
     Sparse,
     SparseFormat,
@@ -19,6 +21,7 @@ from ghostsim.config.formats import (
 from ghostsim.config.policy import Policy
 from ghostsim.errors import ConfigError
 from ghostsim.policy.bases import principal_basis
+from ghostsim.policy.clusters import spherical_kmeans, summed
 from ghostsim.policy.exact import Array
 
 _ROWS = 4096
@@ -37,6 +40,8 @@ def decoded(rows: Array, side: Side) -> Array:
             return _channels(rows, fmt)
         case SparseFormat(nm=fmt):
             return _sparse(rows, fmt)
+        case ResidualFormat(residual=fmt):
+            return _anchored(rows, fmt)
         case _:
             return rows
 
@@ -98,6 +103,21 @@ def _channels(rows: Array, fmt: Channels) -> Array:
     out = np.zeros_like(rows)
     out[:, kept] = rows[:, kept]
     return out
+
+
+def _anchored(rows: Array, fmt: Residual) -> Array:
+    """Take what an integer code keeps of the difference to the anchor; rows are clustered a segment at a time."""
+    parts = [_anchored_part(rows[i : i + _ROWS], fmt) for i in range(0, len(rows), _ROWS)]
+    return np.concatenate(parts)
+
+
+def _anchored_part(rows: Array, fmt: Residual) -> Array:
+    count = -(-len(rows) // fmt.tokens)
+    labels = spherical_kmeans(rows, count, fmt.rounds)
+    members = np.maximum(np.bincount(labels, minlength=count), 1)[:, None].astype(rows.dtype)
+    centres = (summed(rows, labels, count) / members).astype(np.float16).astype(rows.dtype)
+    near = centres[labels]
+    return np.asarray(near + _quantised_groups(rows - near, fmt.bits))
 
 
 def _sparse(rows: Array, fmt: Sparse) -> Array:

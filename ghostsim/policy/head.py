@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ghostsim.config.policy import Policy
-from ghostsim.config.scores import MeanScore
+from ghostsim.config.scores import MeanScore, Score
 from ghostsim.errors import TraceError
 from ghostsim.policy import scoring
 from ghostsim.policy.attended import exact_output
@@ -26,7 +27,7 @@ from ghostsim.policy.pages import outlier_pages
 from ghostsim.policy.residency import Residency
 from ghostsim.policy.rows import HeadRows, Sizes, empty_rows
 from ghostsim.policy.rules import Mask
-from ghostsim.policy.stages import Offer, Stage, Taken, take, take_together
+from ghostsim.policy.stages import Offer, Stage, Taken, agreed_scores, take, take_together
 from ghostsim.trace.compose import Head
 
 # --- setting up -------------------------------------------------------------------------------------------------
@@ -45,12 +46,12 @@ def _asked(policy: Policy, head: Head) -> Array:
             return head.q_ahead
 
 
-class _Indexes:
+class Indexes:
     """The indexes of a head, each built once for all policies."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self._built: dict[tuple[str, int, int], scoring.Index] = {}
+        self._built: dict[tuple[str, int, int, int], scoring.Index] = {}
 
     def stage(self, policy: Policy, number: int, fit: slice) -> Stage:
         """Return stage `number` of a policy's READ."""
@@ -58,10 +59,23 @@ class _Indexes:
         selector = (*read.cascade, *read.also, *read.less)[number]
         if not selector.scored or selector.score is None:
             return Stage(selector, self.head, None)
-        key = (selector.score.model_dump_json(), fit.start, fit.stop)
+        return Stage(selector, self.head, functools.partial(self._index, selector.score, fit))
+
+    def _index(self, score: Score, fit: slice, step: int) -> scoring.Index:
+        """Return the index of a score as it is built at a decode step: as if the prompt had ended there."""
+        key = (score.model_dump_json(), fit.start, fit.stop, step)
         if key not in self._built:
-            self._built[key] = scoring.build(selector.score, self.head, fit)
-        return Stage(selector, self.head, self._built[key])
+            moved = slice(fit.start, fit.stop + step)
+            self._built[key] = scoring.build(score, after(self.head, step), moved)
+        return self._built[key]
+
+
+def after(head: Head, steps: int) -> Head:
+    """Return a head whose prompt has grown by some decode steps."""
+    if not steps:
+        return head
+    prompt = np.concatenate([head.prompt_queries, head.queries[:steps]])[steps:]
+    return replace(head, context=head.context + steps, queries=head.queries[steps:], prompt_queries=prompt)
 
 
 def _resident(policy: Policy, head: Head) -> Mask | None:
@@ -76,7 +90,7 @@ def _resident(policy: Policy, head: Head) -> Mask | None:
     return mask
 
 
-def _start(policy: Policy, head: Head, indexes: _Indexes, norms: Array, kv_heads: int) -> Evaluation:
+def _start(policy: Policy, head: Head, indexes: Indexes, norms: Array, kv_heads: int) -> Evaluation:
     pins, read, d = pins_of(policy), policy.read, head.keys.shape[1]
     fit = fitting_rows(pins, head.context)
     stages = [indexes.stage(policy, n, fit) for n in range(len(read.cascade))]
@@ -122,7 +136,7 @@ def evaluate_heads(policies: Sequence[Policy], head: Head) -> list[HeadRows]:
 
 def evaluate_group(policies: Sequence[Policy], heads: Sequence[Head]) -> list[list[HeadRows]]:
     """Evaluate policies on heads that may choose together, all of one request; return rows by policy and head."""
-    table = [_Indexes(head) for head in heads]
+    table = [Indexes(head) for head in heads]
     norms = [row_norms(head.keys) for head in heads]
     runs = [
         [_start(policy, head, table[h], norms[h], len(heads)) for h, head in enumerate(heads)] for policy in policies
@@ -156,9 +170,12 @@ def _run_block(runs: Sequence[Sequence[Evaluation]], parts: Sequence[Block], hea
 
 def _run_step(together: Sequence[Evaluation], parts: Sequence[Block], i: int, oracles: Sequence[Oracle]) -> None:
     steps = [run.open(block, i, oracle) for run, block, oracle in zip(together, parts, oracles, strict=True)]
-    first = together[0]
+    first, cache = together[0], together[0].policy.read.cache
     for number, stage in enumerate((*first.stages, *first.extra)):
         offers = [run.ask(step, number) for run, step in zip(together, steps, strict=True)]
+        if number == 0 and cache is not None and cache.by == "score":
+            for step, worth in zip(steps, agreed_scores(stage.selector, offers), strict=True):
+                step.worth = worth
         for run, step, taken in zip(together, steps, _take(together, number, stage, offers), strict=True):
             run.give(step, number, taken)
     for run, step in zip(together, steps, strict=True):

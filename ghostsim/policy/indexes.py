@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.config.scores import Chan, Published, Sketch
+from ghostsim.config.scores import Chan, Jl, Published, Sketch
 from ghostsim.errors import ConfigError
 from ghostsim.policy.bases import fitted_basis, sampled
 from ghostsim.policy.exact import Array, Block, softcapped
@@ -160,6 +160,22 @@ def _error_norms(error: Array, size: Array, gamma: float) -> Array:
     return np.asarray(rho + 2 * gamma * (size + rho))
 
 
+def ball_radius(reach: Array, size: Array, gamma: float) -> Array:
+    """Return the radii that are stored for balls that reach so far, plus what accumulation may add per ||q||.
+
+    Parameters
+    ----------
+    reach
+        Largest distance of a member from the stored centre, as computed in the keys' precision.
+    size
+        Norm of the stored centre.
+    gamma
+        Relative error of a product with the centre.
+    """
+    radius = _finite(rounded_up(reach * (1 + gamma) + gamma * size), reach.dtype)
+    return np.asarray(radius + 2 * gamma * (size + radius))
+
+
 def build_sketch(keys: Array, fit: slice, sketch: Sketch, queries: Array | None = None) -> TokenIndex:
     """Project `keys` [n, d] to the numbers of `sketch`; basis and ranges are fitted on the rows `fit`.
 
@@ -218,6 +234,15 @@ def build_published(keys: Array, published: Published) -> TokenIndex:
     if published.scale == "cosine":
         table /= np.maximum(row_norms(table), np.finfo(np.float32).tiny)[:, None]
     return TokenIndex(table, None, gaussian, None, published.epsilon + published.sigma, published.scale)
+
+
+def build_jl(keys: Array, tokens: int, jl: Jl) -> TokenIndex:
+    """Project `keys` [n, d] with a Gaussian N(0, 1/m) matrix; the margin for `tokens` of them meets ||q||."""
+    d, m = keys.shape[1], jl.dims
+    gaussian = generator(_SEED, f"policy/jl/{d}x{m}").standard_normal((d, m)) / np.sqrt(m)
+    margin = float(np.sqrt(jl.c * np.log(tokens) / m))
+    norms = _finite(rounded_up(margin * row_norms(keys)), keys.dtype)
+    return TokenIndex(half(keys @ gaussian.astype(keys.dtype)), None, gaussian, norms, 0.0, "score")
 
 
 # --- scoring ------------------------------------------------------------------------------------------------

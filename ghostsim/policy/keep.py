@@ -109,11 +109,15 @@ class Clause:
         own, size = int(block.positions[i]), block.scores.shape[-1]
         if self.keep.every in ("prefill_end", "offline"):
             return self._after_prefill(own, size)
-        mask = self._at_step(own, size)
+        return self._at_step(own, size)
+
+    def attended(self, block: Block, i: int, mask: Mask) -> None:
+        """Learn what step i attends, `mask` [P]: what any clause stores; only that may be stored at the next step."""
+        if self.everything or self.keep.every in ("prefill_end", "offline"):
+            return
         if isinstance(self.score, HistScore):
             self._history().observe(block, i, mask)
-        self._kept = np.concatenate([mask, np.zeros(len(self.head.keys) - size, dtype=bool)])
-        return mask
+        self._kept = np.concatenate([mask, np.zeros(len(self.head.keys) - len(mask), dtype=bool)])
 
     def _budget(self, there: int) -> int:
         """Return the budget of a sequence of `there` tokens."""
@@ -295,7 +299,13 @@ class Past:
 
 def stored_by_each(clauses: Sequence[Clause], block: Block, i: int) -> list[Mask | None]:
     """Return the mask [P] of what each clause stores at a step; None: every position."""
-    return [clause.stored(block, i) for clause in clauses]
+    masks = [clause.stored(block, i) for clause in clauses]
+    if any(mask is not None for mask in masks):
+        together = union(masks)
+        everything = np.arange(block.scores.shape[-1]) <= block.positions[i]
+        for clause in clauses:
+            clause.attended(block, i, everything if together is None else together)
+    return masks
 
 
 def union(masks: Sequence[Mask | None]) -> Mask | None:

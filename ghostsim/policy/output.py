@@ -15,7 +15,7 @@ from ghostsim.policy.costs import format_bytes
 from ghostsim.trace.compose import Workload
 
 QUALITY = ("step", "layer", "q_head", "read_tokens", "lost_mass", "certified_mass", "violations")
-_ORDER = ("scan", "read", "attend", "decode", "migrate", "write")
+_ORDER = ("scan", "read", "attend", "decode", "migrate", "ghostify", "write")
 BYTES = ("step", "layer", "kv_head", "op", "role", "nbytes")
 
 
@@ -68,8 +68,9 @@ def step_bytes(
 ) -> Iterable[tuple[str, str, int]]:
     """Return (op, role, bytes) of one step of one KV head; operations that move nothing are left out.
 
-    Tokens that KEEP stores hot are attended in place, others are read from their tier first. ``migrate`` is the
-    bookkeeping that a clause rewrites at every step; ``write`` is the new token.
+    Tokens that KEEP stores hot are attended in place, others are read from their tier first. ``migrate`` is what a
+    cache recalls, before it is attended there, the bookkeeping that a clause rewrites at every step, and cold keys
+    that an index is built again from; ``ghostify`` are its records, ``write`` is the new token.
     """
     moved: dict[tuple[str, str], int] = {}
     for nbytes in selection.scan_bytes[:, row, step].tolist():
@@ -77,6 +78,8 @@ def step_bytes(
     for stream, nbytes in zip(selection.streams, selection.stream_bytes[:, row, step].tolist(), strict=True):
         moved[stream.op, stream.role] = moved.get((stream.op, stream.role), 0) + nbytes
     moved["migrate", "hot"] = int(selection.state_bytes[row, step])
+    moved["migrate", "cold"] = int(selection.refit_bytes[row, step])
+    moved["ghostify", "index"] = int(selection.rewritten_bytes[row, step])
     moved["write", "hot"] = format_bytes(policy.keep[0].format, head_dim)
     order = sorted(moved, key=lambda kind: _ORDER.index(kind[0]))
     return [(*kind, moved[kind]) for kind in order if moved[kind]]

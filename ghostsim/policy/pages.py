@@ -13,7 +13,7 @@ import numpy as np
 from ghostsim.config.scores import Ball, Box, Mean, Subspaces
 from ghostsim.errors import ConfigError
 from ghostsim.policy.exact import Array, Block, Floats, softcapped
-from ghostsim.policy.indexes import Claim, half, rounded_up, row_norms, unit_roundoff
+from ghostsim.policy.indexes import Claim, ball_radius, half, row_norms, unit_roundoff
 from ghostsim.policy.units import Units, page_units
 from ghostsim.trace.compose import Head
 
@@ -142,9 +142,7 @@ def build_subspaces(keys: Array, subspaces: Subspaces) -> PageIndex:
         away = (pages - centre[:, None]).reshape(*pages.shape[:2], parts, d // parts)
         gamma = unit_roundoff(d + parts, pages.dtype)
         size = row_norms(centre.reshape(len(pages), parts, -1))
-        radius = row_norms(away).max(axis=1) * (1 + gamma) + gamma * size
-        radius = np.nan_to_num(rounded_up(radius).astype(pages.dtype), posinf=1e12)
-        return np.concatenate([centre, radius + 2 * gamma * (size + radius)], axis=1)
+        return np.concatenate([centre, ball_radius(row_norms(away).max(axis=1), size, gamma)], axis=1)
 
     def ask(queries: Array, scale: float) -> Floats:
         wide = queries.astype(np.float64) * scale

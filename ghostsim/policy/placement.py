@@ -8,7 +8,7 @@ Sizes come from the Selection, tiers from the run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,17 +16,27 @@ from numpy.typing import NDArray
 
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
-from ghostsim.config.rules import Certify
+from ghostsim.config.rules import Certify, Presume
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
 from ghostsim.plan.selection import Selection, Stream
+from ghostsim.policy.costs import FAR, format_bytes, rebuild_flops, side_bytes
+from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
-Result = Literal["ids", "bitmap"]
+Result = Literal["ids", "bitmap", "histogram"]
 
 _ID_BYTES = 4
+_BINS = 256
+_BIN_BYTES = 4
+_THRESHOLD_BYTES = 4
+"""What the histogram of the scores of one query head has, and what the GPU answers with."""
+_FP16_BYTES = 2
+_PARTIAL_BYTES = 4
 _QUERY_BITS = 8
 """Narrowest query code: keys of fewer bits meet 8-bit queries."""
 _BUFFERED_LAYERS = 2
+FROM_TIER = ("refit", "retire")
+"""Migrations from a tier, not to it: of keys that an index is built again from, and of tokens that are archived."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,25 @@ class Placement:
     fetch: str
     chunks: int
     result: Result
+    archive_tier: str | None = None
+    ghostify: str = "gpu"
+    behind: int = 0
+    """Steps that records may lag behind where the GPU does not make them."""
+
+    @property
+    def archive(self) -> str:
+        """The tier of archived tokens."""
+        return self.archive_tier or self.kv_tier
+
+    @property
+    def near_memory(self) -> bool:
+        """Whether the index is scanned where it lies, and not by the GPU's kernels."""
+        return self.site not in ("gpu", "none")
+
+    @property
+    def per_request(self) -> bool:
+        """Whether a filter serves requests one by one: a PIM kernel runs on all banks at once for the batch."""
+        return self.near_memory and self.site != "pim"
 
 
 @dataclass(frozen=True)
@@ -60,12 +89,20 @@ class _Sizes:
     here: _Moved
     """Selected tokens that are in HBM."""
     fetched: _Moved
-    """Selected tokens that come from their tier."""
+    """Selected tokens that come from their tier when they are asked for."""
+    landed: Ints
+    """Bytes of all selected tokens that come from their tier, foretold or not."""
+    archived: _Moved
+    """Selected tokens that come from the archive."""
     hot: Ints
     cold: Ints
     read: Ints
     runs: Ints
+    archive: Ints
+    archive_runs: Ints
     state: Ints
+    refit: Ints
+    rewritten: Ints
     scanned: tuple[Ints, ...]
     scan_bytes: tuple[Ints, ...]
 
@@ -73,27 +110,52 @@ class _Sizes:
 class _Program:
     """Writes the rows of one layer for one policy and one placement."""
 
-    def __init__(self, selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        policy: Policy,
+        model: Model,
+        placement: Placement,
+        batch: int,
+        ahead: Ahead | None,
+    ) -> None:
         self.policy, self.model, self.placement, self.batch = policy, model, placement, batch
         self.requests = range(batch)
         self.stages = selection.stages
-        self.apart = placement.kv_tier != "hbm"
-        self.sizes = _sum_over_heads(selection, batch, apart=self.apart)
+        selected = [stream for stream in selection.streams if stream.selected]
+        self.archives = any(stream.role == "archive" for stream in selected)
+        self.away = self.archives and placement.archive != "hbm"
+        only = all(stream.role == "archive" for stream in selected)
+        self.apart = placement.kv_tier != "hbm" and not only
+        self.ahead = ahead
+        self.sizes = _without_hits(_sum_over_heads(selection, batch, apart=self.apart, away=self.away), ahead)
         self.layers = selection.unit_of.shape[1]
-        self.token_bytes = max(_clause_bytes(selection.streams).values())
-        self.near_memory = bool(self.stages) and placement.site != "gpu"
-        self.selects = self.apart or bool(self.stages)
+        self.token_bytes = max(format_bytes(keep.format, model.head_dim) for keep in policy.keep)
+        self.near_memory = bool(self.stages) and placement.near_memory
+        self.selects = self.apart or self.away or bool(self.stages)
+        self.rebuild = max(
+            (rebuild_flops(keep.format, model.head_dim) for keep in policy.keep if keep.role in FAR), default=0
+        )
+        cache = policy.read.cache
+        self.recalls = cache is not None and cache.misses == "migrate"
+        self.fetch = "recall" if self.recalls else "read"
 
     def rows(self) -> Iterator[Work]:
         """Yield the rows of one layer in the order in which they may start."""
-        yield self._gemm("qkv", self.model.qkv_weights, (("head", 1),))
+        full = (("ghostify", self.placement.behind * self.layers),) if self.placement.behind else ()
+        yield self._gemm("qkv", self.model.qkv_weights, (("head", 1), *full))
         yield from self._store()
         yield from self._attend_near()
+        yield from self._refresh()
         yield from self._state()
         if self.stages:
             yield from self._near_scan() if self.near_memory else self._gpu_scan()
         if self.apart:
-            yield from self._reads()
+            yield from self._reads(self.fetch, "cold", self.sizes.fetched, self.sizes.runs)
+        if self.away:
+            yield from self._reads("resurrect", "archive", self.sizes.archived, self.sizes.archive_runs)
+        if self.ahead is not None:
+            yield from self._bring(self.ahead)
         if self.selects:
             yield self._attend_survivors()
         last = "survivors" if self.selects else "hot"
@@ -138,12 +200,54 @@ class _Program:
                 nbytes=leaving * self.token_bytes, records=leaving, runs=leaving,
                 after=(("qkv", 0), ("age", self.layers)),
             )  # fmt: skip
+        if self.away:
+            yield from self._retire()
         if self.stages:
             size = int(sum(stage.record_bytes / stage.unit_tokens for stage in self.stages))
             yield Work(
                 "ghostify", "ghostify", "index", record_bytes=size, nbytes=leaving * size, records=leaving,
-                runs=leaving, after=(("qkv", 0), ("ghostify", self.layers)),
+                runs=leaving, flops=leaving * self._record_flops() if self.placement.behind else 0,
+                after=(("age" if self.placement.behind and self.apart else "qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
+
+    def _record_flops(self) -> int:
+        """Return the operations of a token's records: a projection, or scale, offset, rounding of every channel."""
+        d = self.model.head_dim
+        return sum(2 * d * stage.macs if stage.macs < d else 4 * d for stage in self.stages)
+
+    def _retire(self) -> Iterator[Work]:
+        """Move the token that becomes archived, out of the cold tier if it was in another one."""
+        if self.apart and self.placement.archive == self.placement.kv_tier:
+            return
+        leaving = np.minimum(self.sizes.archive, self.model.kv_heads).sum(axis=0)
+        sizes = {"record_bytes": self.token_bytes, "nbytes": leaving * self.token_bytes}
+        if self.apart:
+            yield Work(
+                "retire", "migrate", "cold", **sizes, records=leaving, runs=leaving,
+                after=(("qkv", 0), ("retire", self.layers)),
+            )  # fmt: skip
+        yield Work(
+            "archive", "migrate", "archive", **sizes, records=leaving, runs=leaving,
+            after=(("retire" if self.apart else "qkv", 0), ("archive", self.layers)),
+        )  # fmt: skip
+
+    def _refresh(self) -> Iterator[Work]:
+        """Read the cold keys again and write new records; the scan goes on in the old ones meanwhile."""
+        if not self.sizes.refit.any():
+            return
+        keys, nbytes = self.sizes.refit.sum(axis=0), self.sizes.rewritten.sum(axis=0)
+        yield Work(
+            "refit", "migrate", "cold", record_bytes=self._key_bytes, nbytes=keys, records=keys // self._key_bytes,
+            runs=np.minimum(keys, self.batch * self.model.kv_heads), after=(("qkv", 0), ("refit", self.layers)),
+        )  # fmt: skip
+        yield Work(
+            "rewrite", "ghostify", "index", nbytes=nbytes, records=keys // self._key_bytes,
+            runs=np.minimum(nbytes, self.batch * self.model.kv_heads), after=(("refit", 0), ("rewrite", self.layers)),
+        )  # fmt: skip
+
+    @property
+    def _key_bytes(self) -> int:
+        return side_bytes(self.policy.keep[0].format.k, self.model.head_dim)
 
     def _state(self) -> Iterator[Work]:
         """Rewrite the bookkeeping of every kept token."""
@@ -154,10 +258,15 @@ class _Program:
 
     # --- the filter ---
 
-    def _scan(self, name: str, request: int, number: int, sizes: tuple[Ints, Ints], first: str) -> Work:
-        """One stage of the cascade: it looks at what the stage before has left."""
+    def _cascade(self, name: str, request: int, chunk: int | None, first: str) -> Iterator[Work]:
+        """All stages, each of which looks at what the one before has left."""
+        for number in range(len(self.stages)):
+            before = _stage_name(name, number - 1) if number else first
+            yield self._scan(name, request, number, self._scanned_by(request, chunk, number), before)
+
+    def _scan(self, name: str, request: int, number: int, sizes: tuple[Ints, Ints], before: str) -> Work:
         scanned, nbytes = sizes
-        stage, before = self.stages[number], _stage_name(name, number - 1) if number else first
+        stage = self.stages[number]
         return Work(
             _stage_name(name, number), "scan", "index", request, number, record_bytes=max(1, int(stage.record_bytes)),
             nbytes=nbytes, records=scanned, runs=np.minimum(scanned, self.model.kv_heads),
@@ -165,16 +274,12 @@ class _Program:
         )  # fmt: skip
 
     def _gpu_scan(self) -> Iterator[Work]:
-        for number in range(len(self.stages)):
-            yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "qkv")
+        yield from self._cascade("scan", BATCH, None, "qkv")
         scanned = sum(self.sizes.scanned).sum(axis=0)  # type: ignore[union-attr]
         yield Work(
             "filter", "filter", "index", records=scanned, flops=scanned * self.model.q_per_kv,
             after=self._decides(_stage_name("scan", len(self.stages) - 1)),
         )  # fmt: skip
-
-    def _scanned_by_all(self, number: int) -> tuple[Ints, Ints]:
-        return self.sizes.scanned[number].sum(axis=0), self.sizes.scan_bytes[number].sum(axis=0)
 
     def _near_scan(self) -> Iterator[Work]:
         """One scan per request and chunk; a PIM kernel runs on all ranks at once, so there it is one per batch."""
@@ -182,77 +287,171 @@ class _Program:
         macs = sum(stage.macs for stage in self.stages)
         query = self.batch * self.model.kv_heads * self.model.q_per_kv * macs * width // 8
         yield Work("query", "filter", "index", nbytes=query, records=self.batch, runs=1, after=(("qkv", 0),))
+        for request in self.requests if self.placement.per_request else (BATCH,):
+            yield from self._two_passes(request) if self.placement.result == "histogram" else self._one_pass(request)
+
+    def _one_pass(self, request: int) -> Iterator[Work]:
+        """Score and hand over, chunk by chunk: ids, or one bit per record."""
         last = len(self.stages) - 1
-        if self.placement.site == "pim":
-            for number in range(len(self.stages)):
-                yield self._scan("scan", BATCH, number, self._scanned_by_all(number), "query")
-            scanned, read = self.sizes.scanned[last].sum(axis=0), self.sizes.read.sum(axis=0)
-            yield self._results("filter", BATCH, scanned, read, _stage_name("scan", last))
-            return
-        for request, chunk in self._pieces():
-            name = f"scan{request}.{chunk}"
-            for number in range(len(self.stages)):
-                yield self._scan(name, request, number, self._scanned_by(request, chunk, number), "query")
-            scanned, read = self._scanned_by(request, chunk, last)[0], self._part(self.sizes.read[request], chunk)
-            yield self._results(f"filter{request}.{chunk}", request, scanned, read, _stage_name(name, last))
+        for chunk in range(self._chunks()):
+            name = _piece("scan", request, chunk)
+            yield from self._cascade(name, request, chunk, "query")
+            yield self._results(request, chunk, self._decides(_stage_name(name, last)))
 
-    def _scanned_by(self, request: int, chunk: int, number: int) -> tuple[Ints, Ints]:
-        scanned, nbytes = self.sizes.scanned[number][request], self.sizes.scan_bytes[number][request]
-        return self._part(scanned, chunk), self._part(nbytes, chunk)
+    def _two_passes(self, request: int) -> Iterator[Work]:
+        """Score, return a histogram, learn the threshold; then scan again and hand over ids, chunk by chunk."""
+        last, first = len(self.stages) - 1, _piece("score", request)
+        yield from self._cascade(first, request, None, "query")
+        scanned = self._scanned_by(request, None, last)[0]
+        heads = self.model.kv_heads * self.model.q_per_kv * (self.batch if request == BATCH else 1)
+        up, down = heads * _BINS * _BIN_BYTES, heads * _THRESHOLD_BYTES
+        busy = np.minimum(scanned, 1)
+        yield Work(
+            _piece("histogram", request), "filter", "index", request, nbytes=busy * up, records=scanned, runs=busy,
+            flops=scanned * self.model.q_per_kv, after=self._decides(_stage_name(first, last)),
+        )  # fmt: skip
+        yield Work(
+            _piece("threshold", request), "filter", "index", request, nbytes=busy * down, records=busy, runs=busy,
+            after=((_piece("histogram", request), 0),),
+        )  # fmt: skip
+        for chunk in range(self._chunks()):
+            name = _piece("scan", request, chunk)
+            sizes = self._scanned_by(request, chunk, last)
+            yield self._scan(name, request, last, sizes, _piece("threshold", request))
+            yield self._results(request, chunk, ((_stage_name(name, last), 0),))
 
-    def _results(self, name: str, request: int, scanned: Ints, read: Ints, scan: str) -> Work:
+    def _scanned_by(self, request: int, chunk: int | None, number: int) -> tuple[Ints, Ints]:
+        scanned, nbytes = self.sizes.scanned[number], self.sizes.scan_bytes[number]
+        if request == BATCH:
+            return scanned.sum(axis=0), nbytes.sum(axis=0)
+        scanned, nbytes = scanned[request], nbytes[request]
+        return (scanned, nbytes) if chunk is None else (self._part(scanned, chunk), self._part(nbytes, chunk))
+
+    def _results(self, request: int, chunk: int, after: tuple[tuple[str, int], ...]) -> Work:
+        scanned, _ = self._scanned_by(request, chunk, len(self.stages) - 1)
+        read = self.sizes.read.sum(axis=0) if request == BATCH else self._part(self.sizes.read[request], chunk)
         nbytes = -(-scanned // 8) if self.placement.result == "bitmap" else read * _ID_BYTES
-        flops = scanned * self.model.q_per_kv
+        flops = 0 if self.placement.result == "histogram" else scanned * self.model.q_per_kv
         return Work(
-            name, "filter", "index", request, nbytes=nbytes, records=scanned, runs=np.minimum(nbytes, 1), flops=flops,
-            after=self._decides(scan),
+            _piece("filter", request, chunk), "filter", "index", request, nbytes=nbytes, records=scanned,
+            runs=np.minimum(nbytes, 1), flops=flops, after=after,
         )  # fmt: skip
 
     def _decides(self, scan: str) -> tuple[tuple[str, int], ...]:
-        """A staged certificate needs the normaliser of the hot tokens; the other rules decide on scores alone."""
+        """A staged rule needs the normaliser of the hot tokens; the others decide on scores alone."""
         rules = [selector.rule for selector in self.policy.read.cascade]
-        staged = any(isinstance(rule, Certify) and rule.form == "staged" for rule in rules)
+        staged = any(isinstance(rule, Certify | Presume) and rule.form == "staged" for rule in rules)
         return ((scan, 0), ("hot", 0)) if staged else ((scan, 0),)
+
+    # --- what is foretold ---
+
+    def _bring(self, ahead: Ahead) -> Iterator[Work]:
+        """Ask the index with a foretold query, when it has answered the real one, and fetch what it names."""
+        asked = tuple((row, 0) for row in self._answers())
+        last = len(self.stages) - 1
+        if ahead.scans:
+            for number, stage in enumerate(self.stages):
+                scanned = ahead.scanned[number]
+                yield Work(
+                    _stage_name("foretell", number), "scan", "index", BATCH, number,
+                    record_bytes=max(1, int(stage.record_bytes)), nbytes=ahead.scan_bytes[number], records=scanned,
+                    runs=np.minimum(scanned, self.model.kv_heads), flops=2 * scanned * stage.macs * self.model.q_per_kv,
+                    after=((_stage_name("foretell", number - 1), 0),) if number else asked,
+                )  # fmt: skip
+            nbytes = -(-ahead.scanned[last] // 8) if self.placement.result == "bitmap" else ahead.tokens * _ID_BYTES
+            yield Work(
+                "foretold", "filter", "index", nbytes=nbytes, records=ahead.scanned[last],
+                runs=np.minimum(nbytes, 1), flops=ahead.scanned[last] * self.model.q_per_kv,
+                after=((_stage_name("foretell", last), 0),),
+            )  # fmt: skip
+        size = self.sizes.fetched.record_bytes
+        read, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
+        yield Work(
+            "prefetch", "read", "cold", stage=len(self.stages), record_bytes=size, nbytes=ahead.tokens * size,
+            records=ahead.tokens, runs=-(-ahead.tokens * runs // np.maximum(read, 1)),
+            after=(("foretold", 0),) if ahead.scans else asked,
+        )  # fmt: skip
+
+    def _answers(self) -> list[str]:
+        """Name the rows with which the filter has answered the real query."""
+        if self.placement.per_request:
+            return [f"filter{request}.{chunk}" for request, chunk in self._pieces()]
+        return ["filter"]
 
     # --- what survives ---
 
-    def _reads(self) -> Iterator[Work]:
-        moved = self.sizes.fetched
+    def _reads(self, name: str, role: Role, moved: _Moved, pieces: Ints) -> Iterator[Work]:
+        if self.placement.fetch == "cpu" and role == "cold":
+            yield from self._attend_away()
+            return
         for request, chunk in self._pieces():
             tokens = self._part(moved.tokens[request], chunk)
-            runs = np.minimum(self._part(self.sizes.runs[request], chunk), tokens)
+            runs = np.minimum(self._part(pieces[request], chunk), tokens)
             yield Work(
-                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1,
+                f"{name}{request}.{chunk}", "migrate" if name == "recall" else "read", role, request,
+                stage=len(self.stages) or 1,
                 record_bytes=moved.record_bytes, nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
                 runs=runs, after=self._may_read(request, chunk),
+            )  # fmt: skip
+
+    def _attend_away(self) -> Iterator[Work]:
+        """Send the queries; attend where the tokens lie; bring back an output, a maximum and a sum per query head."""
+        moved, heads = self.sizes.fetched, self.batch * self.model.q_heads
+        size = self.model.head_dim * _FP16_BYTES
+        yield Work(
+            "ask", "write", "cold", record_bytes=size, nbytes=heads * size, records=heads, runs=1, after=(("qkv", 0),),
+        )  # fmt: skip
+        for request, chunk in self._pieces():
+            tokens = self._part(moved.tokens[request], chunk)
+            name, busy = f"attend{request}.{chunk}", np.minimum(tokens, 1)
+            partial = self.model.q_heads * (self.model.head_dim + 2) * _PARTIAL_BYTES
+            yield Work(
+                name, "attend", "cold", request, stage=len(self.stages) or 1, record_bytes=moved.record_bytes,
+                nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
+                runs=np.minimum(self._part(self.sizes.runs[request], chunk), tokens),
+                flops=tokens * self._attention_flops(), after=(("ask", 0), *self._may_read(request, chunk)),
+            )  # fmt: skip
+            yield Work(
+                f"read{request}.{chunk}", "read", "cold", request, stage=len(self.stages) or 1, record_bytes=partial,
+                nbytes=busy * partial, records=busy, runs=busy, after=((name, 0),),
             )  # fmt: skip
 
     def _may_read(self, request: int, chunk: int) -> tuple[tuple[str, int], ...]:
         """A fetch waits for its ids; without a filter it runs ahead as far as the layer buffers reach."""
         if not self.stages:
-            return (("survivors", _BUFFERED_LAYERS),)
-        if self.near_memory and self.placement.site != "pim":
+            return (("survivors", _BUFFERED_LAYERS),) if self.placement.fetch != "cpu" else ()
+        if self.placement.per_request:
             return ((f"filter{request}.{chunk}", 0),)
         return (("filter", 0),)
 
     def _attend_survivors(self) -> Work:
         """Attend what was read: from HBM, unless the SMs read it in place while fetching."""
-        tokens, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
-        in_place = self.apart and self.placement.fetch == "zero_copy"
+        tokens, runs = self.sizes.read.sum(axis=0), (self.sizes.runs + self.sizes.archive_runs).sum(axis=0)
+        in_place = (self.apart or self.away) and self.placement.fetch in ("zero_copy", "cpu")
+        elsewhere = self.apart and self.placement.fetch == "cpu"
+        merged = self.batch * self.model.q_heads * self.model.head_dim * 2
         here, fetched = self.sizes.here, self.sizes.fetched
-        role: Role = "hot" if self.apart else "cold"
-        op: Op = "decode" if here.lossy or fetched.lossy else "attend"
-        waits = tuple((f"read{r}.{c}", 0) for r, c in self._pieces()) if self.apart else (("filter", 0),)
+        role: Role = "hot" if self.apart or self.away else "cold"
+        lossy = here.lossy or fetched.lossy or self.sizes.archived.lossy or self.rebuild
+        op: Op = "decode" if lossy else "attend"
+        names = [name for name, there in ((self.fetch, self.apart), ("resurrect", self.away)) if there]
+        waits = tuple((f"{name}{r}.{c}", 0) for name in names for r, c in self._pieces()) or (("filter", 0),)
+        if self.ahead is not None:
+            waits = (*waits, ("prefetch", self.ahead.shift))
         return Work(
             "survivors", op, role, stage=len(self.stages) or 1, record_bytes=self.token_bytes,
             nbytes=here.nbytes.sum(axis=0) + (0 if in_place else self._landed()), records=tokens, runs=runs,
-            flops=tokens * self._attention_flops(), after=(*waits, ("hot", 0)),
+            flops=merged if elsewhere else tokens * (self._attention_flops() + self.rebuild),
+            after=(*waits, ("hot", 0)),
         )  # fmt: skip
 
     def _landed(self) -> Ints:
-        """Return the bytes of the tokens that are attended from HBM after they came from their tier."""
-        landed = self.sizes.fetched.nbytes.sum(axis=0)
-        return np.asarray(landed if self.apart else np.zeros_like(landed))
+        """Return the bytes of the tokens that are attended from HBM after they came from their tier.
+
+        What was recalled into a cache is attended with the rest of it.
+        """
+        landed = np.zeros_like(self.sizes.landed) if self.recalls else self.sizes.landed
+        return np.asarray((landed + self.sizes.archived.nbytes).sum(axis=0))
 
     # --- arithmetic ---
 
@@ -261,29 +460,29 @@ class _Program:
         return 4 * self.model.head_dim * self.model.q_per_kv
 
     def _pieces(self) -> list[tuple[int, int]]:
-        chunks = self.placement.chunks if self.near_memory and self.placement.site != "pim" else 1
-        return [(request, chunk) for request in self.requests for chunk in range(chunks)]
+        return [(request, chunk) for request in self.requests for chunk in range(self._chunks())]
+
+    def _chunks(self) -> int:
+        return self.placement.chunks if self.near_memory and self.placement.per_request else 1
 
     def _part(self, sizes: Ints, chunk: int) -> Ints:
         """Share `chunk` of sizes, so that the shares sum to the whole."""
-        chunks = self.placement.chunks if self.near_memory and self.placement.site != "pim" else 1
+        chunks = self._chunks()
         return np.asarray(sizes * (chunk + 1) // chunks - sizes * chunk // chunks)
 
 
-def _clause_bytes(streams: tuple[Stream, ...]) -> dict[int, int]:
-    """Return the bytes of a token of each KEEP clause, K and V together."""
-    found: dict[int, int] = {}
-    for stream in streams:
-        if stream.selected:
-            found[stream.clause] = found.get(stream.clause, 0) + stream.record_bytes
-    return found
+def _piece(name: str, request: int, chunk: int | None = None) -> str:
+    """Name a row that serves a request, or a chunk of it; one that serves the batch has the bare name."""
+    if request == BATCH:
+        return name
+    return f"{name}{request}" if chunk is None else f"{name}{request}.{chunk}"
 
 
 def _stage_name(name: str, number: int) -> str:
     return f"{name}s{number}" if number else name
 
 
-def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
+def _sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool) -> _Sizes:
     rows = selection.unit_of[:batch]
 
     def per_request(values: Ints) -> Ints:
@@ -297,36 +496,71 @@ def _sum_over_heads(selection: Selection, batch: int, *, apart: bool) -> _Sizes:
         lossy = any(selection.streams[i].role == "warm" for i in of)
         return _Moved(tokens, nbytes, -(-int(nbytes.sum()) // max(1, int(tokens.sum()))), lossy)
 
-    near, here, fetched = _ways(selection.streams, selects=apart or bool(selection.stages), apart=apart)
+    selects = apart or away or bool(selection.stages)
+    near, here, fetched, archived = _ways(selection.streams, selects=selects, apart=apart, away=away)
     return _Sizes(
         near=tuple(moved(of) for of in near),
         here=moved(here),
         fetched=moved(fetched),
+        landed=moved(fetched).nbytes,
+        archived=moved(archived),
         hot=per_request(selection.hot_tokens),
         cold=per_request(selection.cold_tokens),
         read=per_request(selection.read_tokens),
         runs=per_request(selection.read_runs),
+        archive=per_request(selection.archive_tokens),
+        archive_runs=per_request(selection.archive_runs),
         state=per_request(selection.state_bytes),
+        refit=per_request(selection.refit_bytes),
+        rewritten=per_request(selection.rewritten_bytes),
         scanned=tuple(per_request(each) for each in selection.scanned),
         scan_bytes=tuple(per_request(each) for each in selection.scan_bytes),
     )
 
 
-def _ways(streams: tuple[Stream, ...], *, selects: bool, apart: bool) -> tuple[list[list[int]], list[int], list[int]]:
+def _without_hits(sizes: _Sizes, ahead: Ahead | None) -> _Sizes:
+    """Take what was brought ahead from what is fetched on demand."""
+    if ahead is None:
+        return sizes
+    all_ = sizes.fetched
+    left = all_.tokens - ahead.hits
+    return replace(
+        sizes,
+        fetched=replace(all_, tokens=left, nbytes=all_.nbytes * left // np.maximum(all_.tokens, 1)),
+        runs=-(-sizes.runs * left // np.maximum(all_.tokens, 1)),
+    )
+
+
+def _ways(
+    streams: tuple[Stream, ...], *, selects: bool, apart: bool, away: bool
+) -> tuple[list[list[int]], list[int], list[int], list[int]]:
     """Return the streams that are attended at once (as they are, dequantised), after selection, and after a fetch.
 
-    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there.
+    The last are those of an archive that is not in HBM.
+
+    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there. Where
+    it is not, nothing is recalled.
     """
     at_once = [i for i, stream in enumerate(streams) if not (stream.selected and selects)]
-    later = [i for i, stream in enumerate(streams) if stream.selected and selects]
-    cold = [i for i in later if streams[i].role == "cold"] or later
+    there = [i for i, stream in enumerate(streams) if apart or stream.op != "migrate"]
+    later = [i for i in there if streams[i].selected and selects]
+    archived = [i for i in later if away and streams[i].role == "archive"]
+    rest = [i for i in later if i not in archived]
+    cold = [i for i in rest if streams[i].role == "cold"] or rest
     fetched = cold if apart else []
     plain = [i for i in at_once if streams[i].op != "decode"]
     lossy = [i for i in at_once if streams[i].op == "decode"]
-    return [of for of in (plain, lossy) if of], [i for i in later if i not in fetched], fetched
+    return [of for of in (plain, lossy) if of], [i for i in rest if i not in fetched], fetched, archived
 
 
-def place(selection: Selection, policy: Policy, model: Model, placement: Placement, batch: int) -> Plan:
+def place(
+    selection: Selection,
+    policy: Policy,
+    model: Model,
+    placement: Placement,
+    batch: int,
+    ahead: Ahead | None = None,
+) -> Plan:
     """Bind a Selection to tiers.
 
     Parameters
@@ -335,14 +569,18 @@ def place(selection: Selection, policy: Policy, model: Model, placement: Placeme
         Reads of at least `batch` requests, for the layers and KV heads of `model`.
     model
         Shape that bytes are charged at.
+    ahead
+        What is fetched before it is asked for.
 
     Returns
     -------
     Plan
         Rows of all steps; its bytes per tier and cause are what the simulation must deliver.
     """
-    program = _Program(selection, policy, model, placement, batch)
+    program = _Program(selection, policy, model, placement, batch, ahead)
     tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": "hbm", "cold": placement.kv_tier}
+    if program.archives:
+        tiers["archive"] = placement.archive
     if program.stages:
         tiers["index"] = placement.index_tier
     return build(list(program.rows()), tiers, selection.steps, program.layers)

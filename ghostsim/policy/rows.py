@@ -25,11 +25,15 @@ class HeadRows:
     stored_tokens: Ints
     read_tokens: Ints
     read_runs: Ints
+    archive_tokens: Ints
+    archive_runs: Ints
     scanned: Ints
     scan_bytes: Ints
     stream_tokens: Ints
     stream_bytes: Ints
     state_bytes: Ints
+    refit_bytes: Ints
+    rewritten_bytes: Ints
     lost_mass: Floats
     certified_mass: Floats | None
     violations: Ints | None
@@ -93,11 +97,15 @@ def empty_rows(policy: Policy, sizes: Sizes, *, values: bool) -> HeadRows:
         stored_tokens=whole(*step),
         read_tokens=whole(*step),
         read_runs=whole(*step),
+        archive_tokens=whole(*step),
+        archive_runs=whole(*step),
         scanned=whole(sizes.stages, *step),
         scan_bytes=whole(sizes.stages, *step),
         stream_tokens=whole(sizes.streams, *step),
         stream_bytes=whole(sizes.streams, *step),
         state_bytes=whole(*step),
+        refit_bytes=whole(*step),
+        rewritten_bytes=whole(*step),
         lost_mass=np.zeros(query),
         certified_mass=mass("certified_mass"),
         violations=None if "violations" in missing else whole(*query),

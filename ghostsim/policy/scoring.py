@@ -13,6 +13,7 @@ from ghostsim.config.scores import (
     EllipsoidScore,
     ExactScore,
     GraphScore,
+    JlScore,
     LightningScore,
     LshScore,
     MeanScore,
@@ -69,8 +70,10 @@ def build(score: Score, head: Head, fit: slice) -> Index:
             return indexes.build_chan(head.keys, head.prompt_queries, chan)
         case PublishedScore(published=published):
             return indexes.build_published(head.keys, published)
+        case JlScore(jl=jl):
+            return indexes.build_jl(head.keys, head.context, jl)
         case CentroidScore(centroid=centroid):
-            return clusters.build_clusters(head.keys[: head.context], centroid)
+            return clusters.build_clusters(head.keys, head.context, fit, centroid)
         case LshScore(lsh=lsh):
             return orders.build_lsh(head, fit, lsh)
         case BoxScore() | MeanScore() | BallScore() | SubspacesScore() | EllipsoidScore():

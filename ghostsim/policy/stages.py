@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
-from ghostsim.config.policy import Selector
-from ghostsim.config.rules import Above, AllRule, Certify, Margin, NoneRule, Sample, TopFrac, TopK
+from ghostsim.config.policy import Selector, Steps
+from ghostsim.config.rules import Above, AllRule, Certify, Margin, NoneRule, Presume, Sample, TopFrac, TopK
 from ghostsim.config.scores import CentroidScore, MeanScore
 from ghostsim.policy.cold import Cold, certified_read, exponentials
 from ghostsim.policy.exact import Array, Block, Floats
@@ -44,27 +45,56 @@ class Taken:
 
 
 class Stage:
-    """A selector with its index on one head."""
+    """A selector with its index on one head; `built` makes the index of the decode step at which it is built."""
 
-    def __init__(self, selector: Selector, head: Head, index: Index | None) -> None:
-        self.selector, self.head, self.index = selector, head, index
-        self._scores: Array | None = None
+    def __init__(self, selector: Selector, head: Head, built: Callable[[int], Index] | None) -> None:
+        self.selector, self.head = selector, head
+        self._built = built
+        self._every = selector.refresh.steps if isinstance(selector.refresh, Steps) else None
+        self._scores: list[Array] = []
 
     def begin(self, block: Block, asked: Array) -> None:
-        """Score the units of a block for the queries `asked` [n, g, d]."""
-        if self.index is None:
+        """Score the units of a block for the queries `asked` [n, g, d], each step by the index that it finds."""
+        if self._built is None:
             return
-        key = (self.index, asked.tobytes())
-        if key not in block.memo:
-            block.memo[key] = self.index.scores(block, asked, self.head)
-        self._scores = block.memo[key]
+        self._scores = []
+        for start, steps in self._runs(block):
+            index, part = self._built(start), asked[steps]
+            key = (index, part.tobytes())
+            if key not in block.memo:
+                block.memo[key] = index.scores(block.part(steps), part, self.head)
+            self._scores += list(block.memo[key])
+
+    def _since(self, step: int) -> int:
+        """Return the step at which the index of a step was built."""
+        return 0 if self._every is None else step - step % self._every
+
+    def due(self, step: int) -> bool:
+        """Whether the index is built again at a step."""
+        return self._every is not None and step > 0 and step % self._every == 0
+
+    def _runs(self, block: Block) -> Iterator[tuple[int, slice]]:
+        """Yield the steps of a block that share an index, and the step at which that was built."""
+        numbers = range(block.first, block.first + block.steps)
+        for start, steps in groupby(numbers, key=self._since):
+            together = list(steps)
+            yield start, slice(together[0] - block.first, together[-1] + 1 - block.first)
+
+    def index(self, step: int) -> Index | None:
+        """Return the index that a step finds."""
+        return None if self._built is None else self._built(self._since(step))
+
+    def units(self, cold: Cold) -> Units:
+        """Return the units of the cold tokens of a step."""
+        index = self.index(cold.block.first + cold.step)
+        return token_units(cold.c0, cold.c1) if index is None else index.units(cold.c0, cold.c1)
 
     def offer(self, cold: Cold, alive: Mask | None, gone: Floats) -> Offer:
         """Return the units of the cold tokens; those without a token `alive` [tokens] cannot be taken."""
-        if self.index is None or self._scores is None:
-            return Offer(cold, token_units(cold.c0, cold.c1), None, None, alive, gone)
-        units = self.index.units(cold.c0, cold.c1)
-        raw = self._scores[cold.step, :, units.columns]
+        units = self.units(cold)
+        if self._built is None:
+            return Offer(cold, units, None, None, alive, gone)
+        raw = self._scores[cold.step][:, units.columns]
         there = None if alive is None else units.any(alive)
         if units.labels is not None and units.sizes is not None:
             there = units.sizes > 0 if there is None else there & (units.sizes > 0)
@@ -72,17 +102,17 @@ class Stage:
 
     def scanned(self, cold: Cold, begin: int, own: int, alive: Mask | None, first: bool) -> int:
         """Return how many records are looked at."""
-        if self.index is None:
+        if self._built is None:
             return 0
         page, score = self.selector.page, self.selector.score
         if first and isinstance(score, CentroidScore):
-            return self.index.units(cold.c0, cold.c1).count
+            return self.units(cold).count
         certified = isinstance(self.selector.rule, Certify)
         if first and page > 1 and not certified and not isinstance(score, MeanScore):
             return own // page - begin // page + 1
         if alive is None:
-            return self.index.units(cold.c0, cold.c1).count
-        return int(np.count_nonzero(self.index.units(cold.c0, cold.c1).any(alive)))
+            return self.units(cold).count
+        return int(np.count_nonzero(self.units(cold).any(alive)))
 
 
 def take(stage: Stage, offer: Offer) -> Taken:
@@ -91,7 +121,7 @@ def take(stage: Stage, offer: Offer) -> Taken:
     if offer.scores is None or offer.raw is None:
         every = np.full(offer.cold.size, isinstance(selector.rule, AllRule))
         return Taken(every, every)
-    if isinstance(selector.rule, Certify):
+    if isinstance(selector.rule, Certify | Presume):
         shifted, mass = exponentials(offer.scores, offer.cold)
         taken = certified_read(selector.rule, shifted, mass, offer.cold, units, offer.alive, offer.gone)
         return Taken(taken, units.spread(taken), mass)
@@ -112,6 +142,15 @@ def take_together(selector: Selector, offers: Sequence[Offer]) -> list[Taken]:
     else:
         masks = chosen_together(selector, scores, _budget(selector, scores[0].shape[1]))
     return [Taken(mask, offer.units.spread(mask)) for mask, offer in zip(masks, offers, strict=True)]
+
+
+def agreed_scores(selector: Selector, offers: Sequence[Offer]) -> list[Array]:
+    """Return the score [tokens] of the unit of each cold token, as the query heads of each head, or of all, agree."""
+    scores = [_reducible(selector, offer.scores) for offer in offers]
+    if selector.scope != "head" and selector.together == "set":
+        scores = [np.concatenate(scores)] * len(offers)
+    how = "max" if selector.reduce == "any" else selector.reduce
+    return [offer.units.repeat(combined(each, how)[None])[0] for offer, each in zip(offers, scores, strict=True)]
 
 
 def _counted(selector: Selector, scores: Sequence[Array], most: int) -> list[Mask]:

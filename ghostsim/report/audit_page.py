@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostsim.report.audit_further import aged, visited
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, fill, plot, rows_axis, short
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.page import whole_page, write_text
@@ -35,6 +36,8 @@ from ghostsim.study.audit_verdict import (
     sentences,
     verdict,
 )
+from ghostsim.study.drift import Drift
+from ghostsim.study.tree import Tree
 from ghostsim.trace.compose import SINKS
 from ghostsim.trace.statistics import LOCAL
 from ghostsim.trace.statistics import RULE as CLASS_RULE
@@ -55,12 +58,14 @@ _SHOWN_BY_CLASS = (
 )
 
 
-def render_audit(audit: Audit) -> str:
+def render_audit(audit: Audit, drift: Drift | None = None, tree: Tree | None = None) -> str:
     """Return the page of an audit as HTML that needs nothing but a browser; the same audit gives the same bytes."""
+    more = ([] if drift is None else [aged(drift)]) + ([] if tree is None else [visited(tree)])
     sections = [
         ("What is ruled out", [certified(audit), by_part(audit)]),
         ("What it costs", [frontier(audit), lost(audit)]),
         ("Ranks", [ranks(audit)]),
+        *([("Long decodes and long contexts", more)] if more else []),
     ]
     return whole_page(
         "audit.html.j2",
@@ -77,9 +82,9 @@ def render_audit(audit: Audit) -> str:
     )
 
 
-def write_audit_report(audit: Audit, path: Path) -> Path:
+def write_audit_report(audit: Audit, path: Path, drift: Drift | None = None, tree: Tree | None = None) -> Path:
     """Write the page of an audit to `path` and return it."""
-    write_text(path, render_audit(audit))
+    write_text(path, render_audit(audit, drift, tree))
     return path
 
 

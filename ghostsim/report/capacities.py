@@ -7,7 +7,11 @@ from typing import Any
 
 from ghostsim.units import BANDWIDTH, DURATION, TRANSFER_RATE
 
-_STATED = {"root_complex": ("root_complex",), "fabric": ("bandwidth",), "filter_port": ("filter", "media_bandwidth")}
+_STATED = {
+    **dict.fromkeys(("root_complex", "root_complex.down"), ("root_complex",)),
+    **dict.fromkeys(("fabric", "fabric.down"), ("bandwidth",)),
+    "filter_port": ("filter", "media_bandwidth"),
+}
 """Resources of a device whose capacity is one field of its part."""
 
 

@@ -1,13 +1,18 @@
-"""Figures of the hardware: utilisation, its course over time, energy and capacity."""
+"""Figures of the hardware: utilisation, its course over time, energy, cost and capacity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from ghostsim.config.cost import cost_text, platform_cost
+from ghostsim.config.hardware import Platform
 from ghostsim.export.timeline import Counter
+from ghostsim.metrics.energy import STATIC, without_energy
 from ghostsim.report.capacities import bandwidths
 from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
@@ -147,22 +152,55 @@ def energy(run: RunFolder) -> Figure:
     """Energy per token by component."""
     runs = run.metrics["runs"]
     names = list(dict.fromkeys(name for each in runs.values() for name in each["energy_mj_per_token"]))
-    moving = [name for name in names if name != "static"]
+    moving = [name for name in names if not name.endswith(STATIC)]
     views = [View("all", _energy_plot(runs, names))]
     if len(moving) < len(names):
         views.append(View("without static power", _energy_plot(runs, moving)))
-    rows = [[label, *map(number, _energies(each, names))] for label, each in runs.items()]
+    rows = [[label, *_energies(each, names)] for label, each in runs.items()]
     caption = (
-        "Static power is paid for as long as a token takes, so a slow run pays it longest; the other view shows what "
-        "moving and computing cost. Parts whose energy nobody states count as zero."
+        "Every device of the platform draws its static power, used or not, for as long as a token takes, so a slow "
+        "run pays it longest; the other view shows what moving and computing cost. What no part states an "
+        f"energy for counts as zero{_unpriced(run)}."
     )
-    header = ["Run", *(f"{name}, mJ" for name in names), "Sum, mJ"]
+    header = ["Run", *(f"{name}, mJ" for name in names), "Sum, J/token", "Mean power, W"]
     return Figure("energy", "Energy per token", caption, views, Table(header, rows), picker="energy")
 
 
-def _energies(each: Mapping[str, Any], names: Sequence[str]) -> list[float]:
+def _unpriced(run: RunFolder) -> str:
+    """Name the components whose energy nobody states; a configuration of another version is left alone."""
+    found: dict[str, None] = {}
+    for label in run.metrics["runs"]:
+        with suppress(ValidationError):
+            found |= dict.fromkeys(without_energy(Platform.model_validate(platform_of(run.config, label))))
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _energies(each: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     spent = each["energy_mj_per_token"]
-    return [*(spent.get(name, 0) for name in names), sum(spent.values())]
+    joules = sum(spent.values()) / 1000
+    return [number(value) for value in (*(spent.get(name, 0) for name in names), joules, joules * each["tokens_per_s"])]
+
+
+def cost(run: RunFolder) -> Figure | None:
+    """Tokens per second and dollar, where parts state a cost."""
+    runs = run.metrics["runs"]
+    costs = {label: platform_cost(platform_of(run.config, label)) for label in runs}
+    if not any(costs.values()):
+        return None
+    values = {
+        label: 1000 * ratio if found and (ratio := found.per_usd(runs[label]["tokens_per_s"])) else None
+        for label, found in costs.items()
+    }
+    rows = [
+        [label, cost_text(found) if (found := costs[label]) else "not stated", number(value)]
+        for label, value in values.items()
+    ]
+    across = axis("Tokens per second and 1,000 USD")
+    bars: Trace = {"type": "bar", "orientation": "h", "y": list(values), "x": list(values.values()), "name": "all"}
+    drawn = plot([bars], row_height(len(runs)), xaxis=across, yaxis=rows_axis(list(runs)))
+    caption = "Costs are those that the parts state. A platform with a device that states none has no ratio."
+    table = Table(["Run", "Cost", "Tokens/s per 1,000 USD"], rows)
+    return Figure("cost", "Cost", caption, [View("", drawn)], table)
 
 
 def _energy_plot(runs: Runs, names: Sequence[str]) -> dict[str, Any]:

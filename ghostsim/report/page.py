@@ -14,19 +14,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ghostsim.accuracy.involved import reliances, unmeasured
+from ghostsim.accuracy.report import TITLES
 from ghostsim.bundled import folder
 from ghostsim.config.catalogue import assumed_numbers
 from ghostsim.errors import Location, StoreError
 from ghostsim.report.compare import comparison
 from ghostsim.report.facts import facts_of
-from ghostsim.report.figure import Figure, inert, script_json
+from ghostsim.report.figure import Figure, Table, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
-from ghostsim.report.figures_hardware import capacity, energy, over_time, utilisation
+from ghostsim.report.figures_hardware import capacity, cost, energy, over_time, utilisation
+from ghostsim.report.figures_serving import goodput, latency_shares, memory_over_time, queues_over_time
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
+from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
 from ghostsim.report.verdict import Facts, Verdict, verdict
-from ghostsim.report.words import number
+from ghostsim.report.words import listing, number, share
 
 PlotlyJs = Literal["embed", "directory"]
 _SHARED = "plotly.min.js"
@@ -55,6 +59,8 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
         run=run,
         verdict=found,
         assumed=_by_source(run),
+        models=_models(run),
+        unmeasured=listing(unmeasured(_platform(run))),
         manifest=run.manifest,
     )
 
@@ -90,8 +96,12 @@ def write_text(path: Path, text: str) -> None:
 
 def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, list[Figure]]]:
     chosen = found.label
+    figures = (goodput, latency_shares, queues_over_time, memory_over_time) if run.requests else ()
+    serving: list[Figure | None] = [figure(run) for figure in figures]
     sections: list[tuple[str, list[Figure | None]]] = [
+        *([("Serving", serving)] if serving else []),
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
+        ("Waiting", [waits(run, chosen), what_if(run), viability(run), prefetch(run)]),
         (
             "Quality",
             [
@@ -102,10 +112,10 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
                 lost_by_context(run),
             ],
         ),
-        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run)]),
+        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run), cost(run)]),
         ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
     ]
-    return [(name, [figure for figure in figures if figure]) for name, figures in sections]
+    return [(name, [figure for figure in some if figure]) for name, some in sections]
 
 
 def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -115,6 +125,26 @@ def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
         (source, [(fact.path, str(fact.value)) for fact in group])
         for source, group in groupby(facts, key=lambda fact: fact.source)
     ]
+
+
+def _platform(run: RunFolder) -> Mapping[str, Any]:
+    platform = run.config.get("platform")
+    return platform if isinstance(platform, Mapping) else {}
+
+
+def _models(run: RunFolder) -> Table:
+    """Return the errors of the models that the platform's parts rely on, as measured when this program was made."""
+    rows = [
+        [
+            each.part,
+            TITLES[each.probe],
+            f"{each.rows:,} " + ("of this part" if each.own else "of other parts"),
+            share(each.median),
+            share(each.p90),
+        ]
+        for each in reliances(_platform(run))
+    ]
+    return Table(["Part", "Model", "Rows", "Median error", "90th percentile"], rows)
 
 
 def whole_page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list[Figure]]], **values: Any) -> str:  # noqa: ANN401  (what templates take)

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,27 @@ class _Quality(BaseModel):
     output_error: _Spread | None = None
 
 
+class _Served(BaseModel):
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    n: int
+
+
+class _Serving(BaseModel):
+    requests: int
+    completed: int
+    rejected: int
+    ttft_ms: _Served
+    tpot_ms: _Served
+    e2e_ms: _Served
+    requests_per_s: float
+    output_tokens_per_s: float
+    goodput_per_s: float
+    slo_share: float
+
+
 class _Run(BaseModel):
     policy: str
     platform: str
@@ -53,9 +74,14 @@ class _Run(BaseModel):
     bytes_per_step: dict[str, dict[str, float]]
     utilisation: dict[str, float]
     critical_path_ms: dict[str, float]
+    waits_ms: dict[str, dict[str, float]] = {}
+    viability: dict[str, Any] | None = None
+    prefetch: dict[str, float] | None = None
+    lifecycle: dict[str, float] | None = None
     quality: _Quality
     energy_mj_per_token: dict[str, float]
     capacity_bytes: dict[str, float]
+    serving: _Serving | None = None
 
 
 class _Trace(BaseModel):
@@ -92,6 +118,7 @@ class _Manifest(BaseModel):
     inputs: dict[str, str] = {}
     workload: _Workload = _Workload()
     lost_mass_by_context: dict[str, list[dict[str, float]]] = {}
+    what_if: dict[str, dict[str, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,10 @@ class RunFolder:
     manifest: Mapping[str, Any]
     steps: Steps
     timeline: Timeline
+    requests: Steps = field(default_factory=dict)
+    """Of runs that serve requests: one value per request."""
+    serving: Steps = field(default_factory=dict)
+    """Of runs that serve requests: queues and memory in equal bins of time."""
 
 
 def load_run(path: Path) -> RunFolder:
@@ -128,7 +159,11 @@ def _read(path: Path) -> RunFolder:
     _check(metrics, _Metrics, path / "metrics.json")
     config, manifest = _config(path / "config.yaml"), _mapping(path / "manifest.json")
     _check(manifest, _Manifest, path / "manifest.json")
-    return RunFolder(path, metrics, config, manifest, _steps(path / "steps.csv"), Timeline())
+    steps = _table(path / "steps.csv", "step_ms")
+    if not any("serving" in each for each in metrics["runs"].values()):
+        return RunFolder(path, metrics, config, manifest, steps, Timeline())
+    requests, serving = _table(path / "requests.csv", "ttft_ms"), _table(path / "serving.csv", "time_s")
+    return RunFolder(path, metrics, config, manifest, steps, Timeline(), requests, serving)
 
 
 def check_run(path: Path) -> None:
@@ -197,11 +232,11 @@ def _config(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _steps(path: Path) -> Steps:
+def _table(path: Path, needed: str) -> Steps:
     rows = csv.reader(_text(path).splitlines())
     header = next(rows, [])
-    if "label" not in header or "step_ms" not in header:
-        raise StoreError(f"found the columns {_brief(header)}, expected label, step, step_ms and others", _at(path, 1))
+    if "label" not in header or needed not in header:
+        raise StoreError(f"found the columns {_brief(header)}, expected label, {needed} and others", _at(path, 1))
     table: dict[str, dict[str, list[float | None]]] = {}
     for row in rows:
         if len(row) != len(header):

@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ghostsim.config.cost import cost_text, platform_cost
 from ghostsim.report.facts import facts_of
-from ghostsim.report.store import load_run
+from ghostsim.report.store import RunFolder, load_run
+from ghostsim.report.topology import platform_of
 from ghostsim.report.verdict import TIERS, Facts, limit, verdict
 from ghostsim.report.words import number, share, size
 
@@ -59,9 +61,21 @@ def summary_text(folder: Path) -> str:
     run = load_run(folder)
     facts = facts_of(run)
     found = verdict(run.metrics, facts)
-    paragraphs = [found.heading, *(f"warning: {warning}" for warning in found.warnings)]
+    paragraphs = [found.heading, *(f"warning: {warning}" for warning in found.warnings), *_costs(run)]
     console = Console(file=io.StringIO(), width=_TABLE_WIDTH, color_system=None, highlight=False, markup=False)
     console.print(summary_table(run.metrics, facts))
     printed = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
     table = "\n".join(line.rstrip() for line in printed.splitlines())
     return "\n\n".join([*(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in paragraphs), table]).rstrip()
+
+
+def _costs(run: RunFolder) -> list[str]:
+    """Say what platforms cost whose parts say so, and what a dollar gives."""
+    lines = []
+    for label, each in run.metrics["runs"].items():
+        cost = platform_cost(platform_of(run.config, label))
+        if cost is not None:
+            ratio = cost.per_usd(each["tokens_per_s"])
+            text = f": {number(ratio)} tokens/s per USD" if ratio else ""
+            lines.append(f"cost of {label}: {cost_text(cost)}{text}")
+    return lines

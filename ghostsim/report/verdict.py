@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ghostsim.report.verdict_serving import serving_heading, serving_summary
 from ghostsim.report.words import at_most, listing, number, plural, share, times
 
 _EVEN = 0.02
@@ -78,20 +79,24 @@ def verdict(metrics: Mapping[str, Any], facts: Facts | None = None) -> Verdict:
     """Say what a run found.
 
     The heading is about the fastest sound GhostKV run (`contender`) against every baseline: by the p95 of the
-    step where batches are equal, else by tokens/s.
+    step where batches are equal, else by tokens/s. Where runs serve requests it is about who serves most of them in
+    time, and the step comes after.
     """
     facts = facts or Facts()
     runs: Runs = metrics["runs"]
     label = contender(metrics)
     duels = [_Duel(metrics, baseline, label) for baseline in metrics.get("compare", {}) if baseline != label]
     pays = all(duel.wins for duel in duels) if duels else None
+    step = " ".join([_outcome(runs, label, duels, pays), _price(runs, label, facts, pays)])
+    serving = serving_heading(metrics, label)
+    sentences = _sentences(metrics, label, facts)
     return Verdict(
-        heading=" ".join([_outcome(runs, label, duels, pays), _price(runs, label, facts, pays)]),
-        sentences=_sentences(metrics, label, facts),
+        heading=serving or step,
+        sentences=[f"The decode step alone: {step}", *sentences] if serving else sentences,
         warnings=_warnings(runs, facts),
         label=label,
         pays=pays,
-        summary=_summary(metrics, label, duels, facts),
+        summary=_summary(metrics, label, duels, facts) | serving_summary(metrics, label),
     )
 
 
@@ -239,7 +244,12 @@ def _limit_text(run: Run) -> str:
 
 def _sentences(metrics: Mapping[str, Any], label: str, facts: Facts) -> list[str]:
     runs: Runs = metrics["runs"]
-    found = [_fastest(runs, label, facts), _placed_otherwise(runs, label), _moved(runs, label), _lossy(runs, facts)]
+    found = [
+        _fastest(runs, label, facts),
+        _placed_otherwise(runs, label),
+        _moved(runs, label),
+        _lossy(runs, facts),
+    ]
     return [sentence for sentence in found if sentence]
 
 

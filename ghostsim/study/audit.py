@@ -310,20 +310,6 @@ def _step_block(head: Head, step: int) -> Block:
     return next(blocks(replace(head, context=own, keys=head.keys[: own + 1], queries=head.queries[step : step + 1])))
 
 
-def _alone(block: Block, j: int) -> Block:
-    """Return query head j of a block."""
-    one = slice(j, j + 1)
-    return replace(
-        block,
-        queries=block.queries[:, one],
-        products=block.products[:, one],
-        scores=block.scores[:, one],
-        peak=block.peak[:, one],
-        weights=block.weights[:, one],
-        total=block.total[:, one],
-    )
-
-
 def cold_range(head: Head, steps: Sequence[int]) -> tuple[int, int]:
     """Return the prompt positions [c0, c1) that are cold at all steps looked at."""
     begin = 0 if head.window is None else max(0, head.context + max(steps) - head.window + 1)
@@ -336,7 +322,7 @@ def unit_of(head: Head, steps: Sequence[int], rotation: Rotation | None = None) 
     c0, c1 = cold_range(head, steps)
     whole = [_step_block(head, step) for step in steps]
     group = range(head.queries.shape[1])
-    cold = [[Cold(_alone(block, j), 0, c0, c1) for j in group] for block in whole]
+    cold = [[Cold(block.query_head(j), 0, c0, c1) for j in group] for block in whole]
     top = np.concatenate([block.top for block in whole])
     scores = np.concatenate([block.scores[:, :, c0:c1] for block in whole])
     oracles = [[Oracle(each.block, 0) for each in step] for step in cold]

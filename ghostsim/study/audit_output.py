@@ -13,6 +13,10 @@ from ghostsim.errors import Location, StoreError
 from ghostsim.policy.rules import Mask
 from ghostsim.study.audit import DEFINITIONS, EPS, RULES, SCOPES, Audit, Point, Rule
 from ghostsim.study.audit_verdict import MEANING, Finding, findings, percent, sentences, verdict
+from ghostsim.study.drift import Drift, drift_text
+from ghostsim.study.drift import as_json as drift_json
+from ghostsim.study.tree import Tree, tree_text
+from ghostsim.study.tree import as_json as tree_json
 from ghostsim.trace.statistics import CLASSES
 
 HEADER = (
@@ -21,9 +25,11 @@ HEADER = (
 )  # fmt: skip
 
 
-def as_json(audit: Audit) -> dict[str, Any]:
-    """Return the audit as plain data: verdict, criteria, ranks, and every point over all heads and by part."""
-    return {
+def as_json(audit: Audit, drift: Drift | None = None, tree: Tree | None = None) -> dict[str, Any]:
+    """Return the audit as plain data: verdict, criteria, ranks, every point over all heads and by part, and more."""
+    more = {} if drift is None else {"drift": drift_json(drift)}
+    more |= {} if tree is None else {"tree": tree_json(tree)}
+    return more | {
         "schema": 1,
         "trace": audit.trace.name,
         "steps": list(audit.steps),
@@ -124,8 +130,8 @@ def _row(part: str, point: Point) -> list[Any]:
     return [*named, point.elimination, point.of_oracle, *false, point.lost_mean, point.lost_max, point.moved]
 
 
-def audit_text(audit: Audit) -> str:
-    """Lay out the certified eliminations and the ranks as text, the verdict last."""
+def audit_text(audit: Audit, drift: Drift | None = None, tree: Tree | None = None) -> str:
+    """Lay out the certified eliminations and the ranks as text, drift and trees if measured, the verdict last."""
     rule, share = RULES.index(Rule("staged", EPS[0])), RULES.index(Rule("share", 0.7))
     about = (
         f"{audit.trace.name}: {len(audit.steps)} of {audit.trace.steps} steps, {audit.cold_tokens} cold tokens, "
@@ -138,7 +144,8 @@ def audit_text(audit: Audit) -> str:
     columns = ("bytes", "head", "group", "oracle", "rank", "top 32", "needed", "lost")
     header = f"{'sketch':20}" + "".join(f"{name:>8}" for name in columns)
     rows = [_text_row(audit, i, rule, share) for i in range(len(audit.sketches))]
-    return "\n".join([about, "", header, *rows, "", *sentences(audit), "", verdict(audit)])
+    more = ([] if drift is None else [drift_text(drift), ""]) + ([] if tree is None else [tree_text(tree), ""])
+    return "\n".join([about, "", header, *rows, "", *more, *sentences(audit), "", verdict(audit)])
 
 
 def _text_row(audit: Audit, i: int, rule: int, share: int) -> str:

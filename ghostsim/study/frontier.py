@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ghostsim.config.load import load_policy
 from ghostsim.config.policy import Pin, Policy
 from ghostsim.errors import Location, StoreError, TraceError, UsageError
-from ghostsim.plan.selection import Selection
+from ghostsim.plan.selection import Selection, Stream
 from ghostsim.policy.evaluate import Progress, select
 from ghostsim.policy.needs import unmet
 from ghostsim.study.budgets import OWN, promised, swept
@@ -163,22 +163,33 @@ def _point(budget: str, policy: Policy, selection: Selection) -> Point:
     def per_step(values: npt.NDArray[np.int64]) -> float:
         return float(weights @ values.mean(axis=1))
 
-    far = np.array([stream.role == "cold" for stream in selection.streams])
+    ways = np.array([_way(stream) for stream in selection.streams])
     error = selection.output_error
     certified = selection.certified_mass
     return Point(
         policy=policy.name,
         budget=budget,
         index=per_step(selection.scan_bytes.sum(axis=0)),
-        hbm=per_step(selection.stream_bytes[~far].sum(axis=0)),
-        fetched=per_step(selection.stream_bytes[far].sum(axis=0)),
-        migrate=per_step(selection.state_bytes),
+        hbm=per_step(selection.stream_bytes[ways == "hbm"].sum(axis=0)),
+        fetched=per_step(selection.stream_bytes[ways == "fetched"].sum(axis=0)),
+        migrate=per_step(
+            selection.stream_bytes[ways == "migrate"].sum(axis=0)
+            + selection.state_bytes
+            + selection.refit_bytes
+            + selection.rewritten_bytes
+        ),
         lost_mean=_mean(selection.lost_mass, weights),
         lost_max=float(selection.lost_mass.max()),
         certified_max=None if certified is None else float(certified.max()),
         error_mean=None if error is None else _mean(error, weights),
         error_max=None if error is None else float(error.max()),
     )
+
+
+def _way(stream: Stream) -> str:
+    if stream.op == "migrate":
+        return "migrate"
+    return "fetched" if stream.role == "cold" else "hbm"
 
 
 def _mean(values: Floats, weights: npt.NDArray[np.int64]) -> float:

@@ -8,8 +8,11 @@ and heads, so that spectra, heavy tails and what a query has to do with its neig
 four tokens keep their recorded keys: they are the sinks. No query refers to one token further back than its topic.
 
 Of several documents each draw takes one, in turn by its seed, and then its topics: resampling in two stages, as
-documents differ more than their parts do. Topics of several documents mixed in one draw were tried: their keys fill 5 %
-more dimensions than those of any of them and retrieval heads keep 12 % more of their best tokens.
+documents differ more than their parts do. Draws certify away what the documents they are fitted to do, within 2 points
+of 100 at every width of sketches and keys; how far another document is from those no draw can know: prose, a manual and
+planted facts agree within a point on 8-bit keys, source code is 11 points above them. Topics of several documents mixed
+in one draw were tried: their keys fill 5 % more dimensions than those of any of them and retrieval heads keep 12 % more
+of their best tokens.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from ghostsim.config.scenario import Run, Scenario
 from ghostsim.config.settings import parse_setting
 from ghostsim.config.sweep import Sweep, as_sets
 from ghostsim.errors import ConfigError, GhostsimError
+from ghostsim.serving import request_files
 from ghostsim.trace.format import MANIFEST, file_sha256, find_trace
 
 _POINT_DIGITS = 16
@@ -147,7 +148,7 @@ def point_name(loaded: LoadedScenario, traces: Mapping[str, str]) -> str:
 def _traces(scenario: Scenario, base: Path | None) -> dict[str, str]:
     """Return the hash of each trace; its manifest holds the hashes of its arrays."""
     names = dict.fromkeys(name for run in scenario.runs.values() for name in run.workload.trace)
-    return {name: file_sha256(find_trace(name, base) / MANIFEST) for name in names}
+    return {name: file_sha256(find_trace(name, base) / MANIFEST) for name in names} | request_files(scenario)
 
 
 def _selection_keys(scenario: Scenario, traces: Mapping[str, str]) -> set[str]:

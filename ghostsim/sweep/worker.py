@@ -31,6 +31,8 @@ from ghostsim.sweep.points import Point, Source, family, named, resolve, unpacke
 _KIND = "points"
 _MAX_BYTES = 1 << 30
 _FILES = ("manifest.json", "config.yaml", "metrics.json", "steps.csv")
+_SERVED = ("requests.csv", "serving.csv")
+"""Files of scenarios that serve requests."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,14 @@ def _remember(point: str, folder: Path) -> None:
     """Keep a finished point for other sweeps."""
 
     def copy(entry: Path) -> None:
-        for name in _FILES:
+        for name in _present(folder):
             shutil.copyfile(folder / name, entry / name)
 
     cache.publish(_KIND, _key(point), copy)
+
+
+def _present(folder: Path) -> tuple[str, ...]:
+    return _FILES + tuple(name for name in _SERVED if (folder / name).exists())
 
 
 def _recall(point: str, folder: Path) -> bool:
@@ -162,7 +168,7 @@ def _recall(point: str, folder: Path) -> bool:
     try:
         if entry is None:
             return False
-        for name in _FILES:
+        for name in _present(entry):
             shutil.copyfile(entry / name, folder / name)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,9 +1,10 @@
 """Bandwidth, gather time and loaded latency of one DRAM channel, simulated from its timing set.
 
-Nothing here is fitted. Structural choices: addresses are mapped by CHUNK256 (`decode`), rows stay open, refresh closes
-all banks of a rank or pseudo-channel at once, an access is one burst, and the source sends reads in order and writes in
-order: one full queue of two sub-channels stops both, but not the other kind. What is simulated per question, and how
-long, is said in each function. Results are remembered on disk by timing set, question and source code.
+Nothing here is fitted. Structural choices: refresh closes all banks of a rank or pseudo-channel at once, an access is
+one burst, and the source sends reads in order and writes in order: one full queue of two sub-channels stops both, but
+not the other kind. What is simulated per question, and how long, is said in each function.
+
+Results are remembered on disk by timing set, question and source code.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostsim import seeding
-from ghostsim.timing import dram_bank, dram_timing
+from ghostsim.timing import dram_bank, dram_mapping, dram_timing
 from ghostsim.timing.cache import remembered
 from ghostsim.timing.dram_bank import NEVER, Controller
+from ghostsim.timing.dram_mapping import CHUNK256, decode
 from ghostsim.timing.dram_timing import DramTiming
 
 __all__ = [
     "DramTiming",
     "Pattern",
+    "Settings",
     "activation_rate",
     "channel_imbalance",
     "decode",
@@ -38,12 +41,11 @@ __all__ = [
 ]
 
 _SPAN_BYTES = 1 << 30
-_CHUNK_BYTES = 256
 _LINE_BYTES = 64
 _BANDWIDTH_BURSTS = 3000
-_GATHER_BURSTS = 3000
+_GATHER_BURSTS, _GATHER_DRAWN = 3000, 8000
 _LATENCY_BURSTS, _LATENCY_RECORDS, _LATENCY_MOST = 8000, 1000, 20_000
-_SOURCES = (sys.modules[__name__], dram_bank, dram_timing, seeding)
+_SOURCES = (sys.modules[__name__], dram_bank, dram_mapping, dram_timing, seeding)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,33 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a controller is set: address mapping, what it does with an open row, and how it refreshes.
+
+    A closed page is precharged with its last access (auto-precharge), unless a waiting request wants the row.
+    """
+
+    mapping: str = CHUNK256
+    page_policy: str = "open"
+    refresh: str = "AllBank"
+
+    def __post_init__(self) -> None:
+        dram_mapping.mapping(self.mapping)
+        if self.page_policy not in {"open", "closed"}:
+            raise ValueError(f"page policy {self.page_policy!r}: expected open or closed")
+        if self.refresh not in {"AllBank", "NoRefresh"}:
+            raise ValueError(f"refresh {self.refresh!r}: expected AllBank or NoRefresh")
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether there is refresh at all."""
+        return self.refresh != "NoRefresh"
+
+
+_USUAL = Settings()
+
+
+@dataclass(frozen=True)
 class _Accesses:
     """Bursts in the order of their source; `arrival` in cycles."""
 
@@ -78,37 +107,12 @@ class _Accesses:
     arrival: list[int]
 
 
-def decode(timing: DramTiming, address: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Return sub-channel, bank of that sub-channel and row of byte addresses under the mapping CHUNK256.
-
-    From the lowest bit: 256 B chunk, sub-channel, pseudo-channel, bank group, bank, stack level, rank, rest of the
-    column, row; bank group and bank are XORed with the low bits of the row.
-    """
-    rest, fields = address // _CHUNK_BYTES, []
-    sizes = (timing.subchannels, timing.pseudochannels, timing.bankgroups, timing.banks_per_group,
-             timing.stack_ids, timing.ranks, max(1, timing.row_bytes // _CHUNK_BYTES))  # fmt: skip
-    for size in sizes:
-        fields.append(rest % size)
-        rest = rest // size
-    subchannel, pseudochannel, group, bank, level, rank, _ = fields
-    row = rest % timing.rows
-    group = _permute(group, row, timing.bankgroups)
-    bank = _permute(bank, row // timing.bankgroups, timing.banks_per_group)
-    unit = rank * timing.pseudochannels + pseudochannel
-    flat = ((unit * timing.stack_ids + level) * timing.bankgroups + group) * timing.banks_per_group + bank
-    return subchannel, flat, row
-
-
-def _permute(index: NDArray[np.int64], row: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Return the index XORed with the low bits of the row; a size that is no power of two rotates instead."""
-    return index ^ (row % size) if size & (size - 1) == 0 else (index + row) % size
-
-
 def _accesses(
     timing: DramTiming,
     pattern: Pattern,
     records: int,
     rng: np.random.Generator,
+    mapping: str,
     arrival: NDArray[np.int64] | None = None,
 ) -> _Accesses:
     is_write = rng.random(records) >= pattern.read_fraction
@@ -119,7 +123,7 @@ def _accesses(
         first = rng.integers(0, _SPAN_BYTES // pattern.record_bytes, records) * pattern.record_bytes
     bursts = _bursts(timing, pattern)
     address = (first[:, None] + np.arange(bursts) * timing.access_bytes).ravel()
-    subchannel, bank, row = decode(timing, address)
+    subchannel, bank, row = decode(timing, address, mapping)
     write = np.repeat(is_write, bursts)
     arrived = np.zeros(records, np.int64) if arrival is None else arrival
     return _Accesses(
@@ -134,6 +138,7 @@ class _Source:
     read_queue: int
     write_queue: int
     outstanding: int = NEVER
+    closed_page: bool = False
     closed_loop: bool = False  # a burst arrives when its predecessor is back, not at its time of arrival
     first_refresh: int = NEVER
     until: int = NEVER
@@ -154,7 +159,14 @@ class _Run:
     def __init__(self, timing: DramTiming, accesses: _Accesses, source: _Source) -> None:
         self.timing, self.accesses, self.source = timing, accesses, source
         self.controllers = [
-            Controller(timing, accesses.bank, accesses.row, source.read_queue, source.write_queue)
+            Controller(
+                timing,
+                accesses.bank,
+                accesses.row,
+                source.read_queue,
+                source.write_queue,
+                closed_page=source.closed_page,
+            )
             for _ in range(timing.subchannels)
         ]
         self.entered = list(accesses.arrival)
@@ -289,7 +301,7 @@ def saturated_bandwidth(
     outstanding: int = 256,
     read_queue: int | None = None,
     write_queue: int | None = None,
-    refresh: bool = True,
+    settings: Settings = _USUAL,
     seed: int = 0,
 ) -> float:
     """Return the bytes/s of one channel whose requester always has more to ask.
@@ -309,12 +321,13 @@ def saturated_bandwidth(
     warm = int(1200 * burst)
     until = warm + max(1, round(_BANDWIDTH_BURSTS * burst / timing.nREFI)) * timing.nREFI
     records = ceil((until / burst + outstanding) / _bursts(timing, pattern)) + 1
-    accesses = _accesses(timing, pattern, records, seeding.generator(seed, "dram/bandwidth"))
+    accesses = _accesses(timing, pattern, records, seeding.generator(seed, "dram/bandwidth"), settings.mapping)
     source = _Source(
         read_queue or queues[0],
         write_queue or queues[1],
         outstanding,
-        first_refresh=warm if refresh else NEVER,
+        closed_page=settings.page_policy == "closed",
+        first_refresh=warm if settings.refreshed else NEVER,
         until=until,
     )
     _, finished = _simulate(timing, accesses, source)
@@ -329,7 +342,7 @@ def gather_makespan(
     record_bytes: int,
     *,
     read_queue: int | None = None,
-    refresh: bool = True,
+    settings: Settings = _USUAL,
     seed: int = 0,
 ) -> float:
     """Return the ns until the last of `n_records` random reads, all asked at t = 0, is back from one idle channel.
@@ -341,17 +354,26 @@ def gather_makespan(
     total = n_records * _bursts(timing, pattern)
     simulated = min(n_records, max(1, _GATHER_BURSTS // _bursts(timing, pattern)))
     whole = simulated == n_records
-    source = _Source(queue, queue, first_refresh=timing.nREFI if refresh and whole else NEVER)
-    draws = min(64, max(4, _GATHER_BURSTS // total))
-    ends = [_gather(timing, pattern, simulated, n_records, source, seed + draw) for draw in range(draws)]
+    source = _Source(
+        queue,
+        queue,
+        closed_page=settings.page_policy == "closed",
+        first_refresh=timing.nREFI if settings.refreshed and whole else NEVER,
+    )
+    draws = min(64, max(4, _GATHER_DRAWN // total))
+    ends = [
+        _gather(timing, pattern, simulated, n_records, source, settings.mapping, seed + draw) for draw in range(draws)
+    ]
     cycles = sum(ends) / draws
-    if refresh and not whole:
+    if settings.refreshed and not whole:
         cycles = _with_refresh(timing, cycles)
     return cycles * timing.tCK_ps / 1000
 
 
-def _gather(timing: DramTiming, pattern: Pattern, simulated: int, records: int, source: _Source, seed: int) -> float:
-    accesses = _accesses(timing, pattern, simulated, seeding.generator(seed, "dram/gather"))
+def _gather(
+    timing: DramTiming, pattern: Pattern, simulated: int, records: int, source: _Source, mapping: str, seed: int
+) -> float:
+    accesses = _accesses(timing, pattern, simulated, seeding.generator(seed, "dram/gather"), mapping)
     finished = np.sort(_simulate(timing, accesses, source)[1])
     half = len(finished) // 2
     rest = (records - simulated) * _bursts(timing, pattern)
@@ -372,7 +394,7 @@ def loaded_latency(
     *,
     read_queue: int | None = None,
     write_queue: int | None = None,
-    refresh: bool = True,
+    settings: Settings = _USUAL,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the mean and 95th percentile of read latency in ns, from arrival at the controller to the last data.
@@ -388,15 +410,16 @@ def loaded_latency(
     source = _Source(
         read_queue or queues[0],
         write_queue or queues[1],
-        first_refresh=first if refresh else NEVER,
+        closed_page=settings.page_policy == "closed",
+        first_refresh=first if settings.refreshed else NEVER,
         outstanding=1 if idle else NEVER,
         closed_loop=idle,
     )
     rng = seeding.generator(seed, "dram/latency")
     if injected_bytes_per_s:
-        accesses = _poisson_accesses(timing, pattern, rng, injected_bytes_per_s)
+        accesses = _poisson_accesses(timing, pattern, rng, settings.mapping, injected_bytes_per_s)
     else:
-        accesses = _line_accesses(timing, pattern, rng)
+        accesses = _line_accesses(timing, pattern, rng, settings.mapping)
     entered, finished = _simulate(timing, accesses, source)
     last = first + (int(entered[-1]) - first) // timing.nREFI * timing.nREFI
     sample = (entered >= first) & (entered < last) & ~np.asarray(accesses.write)
@@ -404,16 +427,18 @@ def loaded_latency(
     return float(np.mean(latency)), float(np.percentile(latency, 95))
 
 
-def _line_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Generator) -> _Accesses:
+def _line_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Generator, mapping: str) -> _Accesses:
     lines = replace(pattern, record_bytes=max(_LINE_BYTES, pattern.record_bytes))
     step = max(1, _LINE_BYTES // timing.access_bytes)
-    every = _accesses(timing, lines, _LATENCY_BURSTS * step // _bursts(timing, lines), rng)
+    every = _accesses(timing, lines, _LATENCY_BURSTS * step // _bursts(timing, lines), rng, mapping)
     return _Accesses(
         every.controller[::step], every.bank[::step], every.row[::step], every.write[::step], every.arrival[::step]
     )
 
 
-def _poisson_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Generator, bytes_per_s: float) -> _Accesses:
+def _poisson_accesses(
+    timing: DramTiming, pattern: Pattern, rng: np.random.Generator, mapping: str, bytes_per_s: float
+) -> _Accesses:
     # Beyond some refresh intervals without a record each finds closed rows, however much longer it waits.
     cycles = min(pattern.record_bytes / bytes_per_s * 1e12 / timing.tCK_ps, 4.0 * timing.nREFI)
     bursts_per_interval = timing.nREFI / cycles * _bursts(timing, pattern)
@@ -422,7 +447,7 @@ def _poisson_accesses(timing: DramTiming, pattern: Pattern, rng: np.random.Gener
     end = timing.nREFI // 4 + intervals * timing.nREFI
     arrival = np.cumsum(rng.exponential(cycles, int(end / cycles * 1.3) + 100)).astype(np.int64)
     arrival = arrival[: int(np.searchsorted(arrival, end)) + 1]
-    return _accesses(timing, pattern, len(arrival), rng, arrival)
+    return _accesses(timing, pattern, len(arrival), rng, mapping, arrival)
 
 
 @remembered(*_SOURCES)

@@ -1,7 +1,7 @@
 """The bank machine of one DRAM controller: queues, banks and every JEDEC constraint, in integer cycles.
 
 What each constraint means is JESD79-4 (DDR4), JESD79-5 (DDR5), JESD209-5 (LPDDR5), JESD235 (HBM2) and JESD238 (HBM3/4).
-The controller is first-ready, first-come-first-served with an open page: the oldest request whose next command is
+The controller is first-ready, first-come-first-served: the oldest request whose next command is
 legal goes first; a request whose row was opened for it leaves the queue and keeps that row open until it is served.
 Writes drain between 80 % and 20 % of the write queue; refresh goes before new requests, and closes every row.
 Time jumps from command to command.
@@ -167,8 +167,16 @@ class Controller:
     """
 
     def __init__(
-        self, timing: DramTiming, banks: list[int], rows: list[int], read_queue: int, write_queue: int
+        self,
+        timing: DramTiming,
+        banks: list[int],
+        rows: list[int],
+        read_queue: int,
+        write_queue: int,
+        *,
+        closed_page: bool = False,
     ) -> None:
+        self.closed_page = closed_page
         self.timing, self.rules = timing, rules_of(timing)
         self.bank_of, self.row_of = banks, rows
         count, dies = timing.units * timing.banks, timing.units * timing.stack_ids
@@ -373,7 +381,16 @@ class Controller:
         closable = at + (rules.wr_pre if write else rules.rd_pre)
         self.pre_at[bank] = max(self.pre_at[bank], closable)
         self.unit_preab[unit] = max(self.unit_preab[unit], closable)
+        if self.closed_page and self.reads.hit[bank] < 0 and self.writes.hit[bank] < 0:
+            self._auto_precharge(bank)
         return at if write else at + rules.rd_data
+
+    def _auto_precharge(self, bank: int) -> None:
+        """Close the row as soon as its access lets go of it."""
+        rules, unit, at = self.rules, self.unit[bank], self.pre_at[bank]
+        self.act_at[bank] = max(self.act_at[bank], at + rules.pre_act)
+        self.unit_ref[unit] = max(self.unit_ref[unit], at + rules.pre_ref)
+        self._set_row(bank, -1)
 
     def _synchronise_wck(self, at: int, write: bool) -> int:
         """Return when the access may go: LPDDR5 stops the data clock when idle, and a CAS command restarts it.

@@ -67,6 +67,20 @@ def wire_bytes_per_s(rate_T_per_s: float, lanes: int) -> float:
     return rate_T_per_s * lanes / 8 * (128 / 130 if rate_T_per_s < 64e9 else 1.0)
 
 
+def _slots_per_s(rate_T_per_s: float, lanes: int, flit: Flit) -> float:
+    return wire_bytes_per_s(rate_T_per_s, lanes) / FORMATS[flit].nbytes * FORMATS[flit].slots
+
+
+def answer_seconds(
+    rate_T_per_s: float, lanes: int, flit: Flit, *, write: bool, headers_per_slot: float = _RESPONSES_PER_SLOT
+) -> float:
+    """Return the time that one line takes on the direction that does not carry its data.
+
+    A read sends a request slot to the device, a write gets a packed completion from it.
+    """
+    return (1 / headers_per_slot if write else 1.0) / _slots_per_s(rate_T_per_s, lanes, flit)
+
+
 def link_bandwidth(
     rate_T_per_s: float,
     lanes: int,
@@ -90,7 +104,7 @@ def link_bandwidth(
     headers_per_slot
         Responses that one slot packs: 3 under load, 1 at low load.
     """
-    slots_per_s = wire_bytes_per_s(rate_T_per_s, lanes) / FORMATS[flit].nbytes * FORMATS[flit].slots
+    slots_per_s = _slots_per_s(rate_T_per_s, lanes, flit)
     write_fraction = 1 - read_fraction
     to_device = read_fraction + write_fraction * (1 + _DATA_SLOTS)
     lines_per_s = slots_per_s / max(

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+SplitRule = Literal["one_wave", "occupancy"]
+"""How a kernel family decides into how many pieces keys are cut; see `kv_splits`."""
 
 _BLOCK_TOKENS = 128
 """Tokens of one key block of the attention kernels; also the shortest piece a split makes."""
@@ -46,18 +51,21 @@ class AttentionParams:
     """Growth of the floor with each doubling of the keys per request: dependent loop iterations."""
     start_us: float
     """Streaming path: before its first byte."""
+    combine_us: float
+    """Merging the pieces of an item, if there are several."""
     wave_us: float
     """Prologue and epilogue of one wave of work items."""
     cold_us: float
     """Ramp of a kernel that finds nothing in L2."""
     hbm_efficiency: float
     """Share of the datasheet bandwidth that a saturated kernel reaches."""
-    l2_speedup: float
-    """L2 bandwidth over reached HBM bandwidth."""
+    l2_bytes_per_s_per_sm: float
+    """What one SM reads from L2. It follows SMs and clock, not the memory that a part of the architecture has."""
     l2_share: float
     """Share of the L2 capacity that keys and values can hold."""
     slots_per_sm: int
     """Work items that one SM holds."""
+    split_rule: SplitRule
     max_splits: int
     """Most pieces into which the keys of one (request, KV head) are split."""
 
@@ -134,10 +142,24 @@ class GemmSplit:
     flops_per_s: float
 
 
-def kv_splits(items: int, slots: int, kv_len: int, max_splits: int) -> int:
-    """Return into how many pieces the keys of one item are cut: as many as fit the slots in one wave."""
+@lru_cache(maxsize=1 << 14)
+def kv_splits(items: int, slots: int, kv_len: int, max_splits: int, rule: SplitRule = "one_wave") -> int:
+    """Return into how many pieces the keys of one item are cut.
+
+    ``one_wave`` (FlashInfer): as many as fit the slots in one wave. ``occupancy`` (flash-attention): one if the items
+    fill four fifths of the slots, else the fewest that occupy 85 % as much of their waves as the best number does.
+    """
     blocks = math.ceil(kv_len / _BLOCK_TOKENS)
-    return max(1, min(slots // items, blocks, max_splits))
+    if rule == "one_wave":
+        return max(1, min(slots // items, blocks, max_splits))
+    if items >= 0.8 * slots:
+        return 1
+    busy = [_occupied(items * splits / slots) for splits in range(1, min(max_splits, slots, blocks) + 1)]
+    return next(splits for splits, each in enumerate(busy, start=1) if each >= 0.85 * max(busy))
+
+
+def _occupied(waves: float) -> float:
+    return waves / math.ceil(waves)
 
 
 def _smooth_max(a: float, b: float, power: float) -> float:
@@ -145,29 +167,32 @@ def _smooth_max(a: float, b: float, power: float) -> float:
     return float(high * (1 + (low / high) ** power) ** (1 / power)) if high > 0 else 0.0
 
 
-def _stream_seconds(spec: GpuSpec, params: AttentionParams, shape: AttentionShape) -> tuple[float, float]:
-    """Return the seconds in which all waves read HBM, and the number of waves.
+def _stream_seconds(spec: GpuSpec, params: AttentionParams, shape: AttentionShape) -> tuple[float, float, int]:
+    """Return the seconds in which all waves read HBM, the number of waves and of pieces per item.
 
     Full waves run at the reached bandwidth; the last one is limited by the SMs it occupies.
     """
     slots = spec.sms * params.slots_per_sm
-    pieces = shape.items * kv_splits(shape.items, slots, shape.kv_len, params.max_splits)
+    splits = kv_splits(shape.items, slots, shape.kv_len, params.max_splits, params.split_rule)
+    pieces = shape.items * splits
     reached = params.hbm_efficiency * spec.hbm_bytes_per_s
     full, last = divmod(pieces, slots)
     piece = shape.nbytes / pieces
     seconds = full * slots * piece / reached
     if last:
         seconds += last * piece / (reached * min(1.0, last * _SM_SHARE / spec.sms))
-    return seconds, pieces / slots
+    return seconds, pieces / slots, splits
 
 
 def _attention_us(spec: GpuSpec, params: AttentionParams, shape: AttentionShape, found: float) -> float:
     """Return the kernel time if the share `found` of the bytes is in L2."""
-    stream, waves = _stream_seconds(spec, params, shape)
-    l2_rate = params.l2_speedup * params.hbm_efficiency * spec.hbm_bytes_per_s
+    stream, waves, splits = _stream_seconds(spec, params, shape)
+    l2_rate = params.l2_bytes_per_s_per_sm * spec.sms
     floor = params.floor_us + params.floor_per_doubling_us * math.log2(max(1.0, shape.kv_len / _BLOCK_TOKENS))
     cold = params.cold_us + stream * 1e6
-    path = params.start_us + params.wave_us * waves + found * shape.nbytes / l2_rate * 1e6 + (1 - found) * cold
+    merging = params.combine_us if splits > 1 else 0.0
+    warm = found * shape.nbytes / l2_rate * 1e6
+    path = params.start_us + merging + params.wave_us * waves + warm + (1 - found) * cold
     return _smooth_max(floor, path, _ATTENTION_POWER)
 
 
@@ -195,7 +220,7 @@ def attention_split(spec: GpuSpec, params: AttentionParams, shape: AttentionShap
 
     The rate is what the kernel draws from HBM when it has HBM to itself; the rest of its time is fixed.
     """
-    stream, _ = _stream_seconds(spec, params, shape)
+    stream, _, _ = _stream_seconds(spec, params, shape)
     fixed_us = _attention_us(spec, params, shape, found=0.0) - stream * 1e6
     return KernelSplit(round(fixed_us * _PS_PER_US), shape.nbytes / stream)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
+
+SECTOR_BYTES = 4096
+"""What a channel moves at least, one error-correction codeword; the array always reads a page."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class NvmeSpec:
     queue_depth: int
     overhead_ps: int
     """Host software, doorbell, controller and completion of one command."""
+    retry_share: float = 0.0
+    """Reads that wait for a second read of their page, or for garbage collection on their die."""
+    retry_ps: int = 0
+    """How much longer these take."""
 
     @property
     def dies(self) -> int:
@@ -38,6 +46,17 @@ def pages(spec: NvmeSpec, io_bytes: int) -> int:
     return math.ceil(io_bytes / spec.page_bytes)
 
 
+def channel_bytes(piece_bytes: float, page_bytes: int) -> int:
+    """Return the bytes that channels move for a piece: whole codewords."""
+    codeword = min(SECTOR_BYTES, page_bytes)
+    return math.ceil(piece_bytes / codeword) * codeword
+
+
+def slow_share(retry_share: float, reads: int) -> float:
+    """Return the probability that at least one of some reads is a slow one."""
+    return float(1 - (1 - retry_share) ** reads)
+
+
 def read_amplification(spec: NvmeSpec, record_bytes: int) -> float:
     """Return the bytes read from flash per byte asked for, for aligned random records."""
     return pages(spec, record_bytes) * spec.page_bytes / record_bytes
@@ -48,7 +67,9 @@ def idle_latency_ps(spec: NvmeSpec, io_bytes: int) -> int:
 
     The pages of a read lie on different dies and channels: arrays work in parallel, each channel and the link in turn.
     """
-    on_channel = math.ceil(pages(spec, io_bytes) / spec.channels) * spec.page_bytes
+    on_channel = math.ceil(pages(spec, io_bytes) / spec.channels) * min(
+        spec.page_bytes, channel_bytes(io_bytes, spec.page_bytes)
+    )
     rounds = math.ceil(pages(spec, io_bytes) / spec.dies)
     transfer = on_channel / spec.channel_bytes_per_s + io_bytes / spec.pcie_bytes_per_s
     return spec.overhead_ps + rounds * spec.t_read_ps + round(transfer * 1e12)
@@ -67,7 +88,7 @@ def random_read_iops(spec: NvmeSpec, io_bytes: int, outstanding: int) -> float:
     """
     in_flight = min(outstanding, spec.queue_pairs * spec.queue_depth)
     touched = pages(spec, io_bytes)
-    flash_bytes = touched * spec.page_bytes
+    flash_bytes = channel_bytes(io_bytes, spec.page_bytes)
     return min(
         in_flight / (idle_latency_ps(spec, io_bytes) * 1e-12),
         _busy_dies(spec, in_flight * touched) / (spec.t_read_ps * 1e-12) / touched,
@@ -85,35 +106,36 @@ def stream_bandwidth(spec: NvmeSpec, op: Literal["read", "write"] = "read") -> f
 
 
 def mean_latency_ps(spec: NvmeSpec, io_bytes: int, outstanding: int) -> int:
-    """Return the mean latency of a closed loop of `outstanding` random reads (Little's law)."""
+    """Return the mean latency of a closed loop of `outstanding` random reads (Little's law); slow ones left out."""
     return round(outstanding / random_read_iops(spec, io_bytes, outstanding) * 1e12)
 
 
-def _waiting_p99(spec: NvmeSpec, others: int) -> float:
-    """Return the 99th percentile of how many of `others` page reads fall on the die of a given one (binomial)."""
+def _waiting(spec: NvmeSpec, others: int, quantile: float) -> float:
+    """Return a quantile of how many of `others` page reads fall on the die of a given one (binomial)."""
     share = 1 / spec.dies
     mean, spread = others * share, math.sqrt(others * share * (1 - share))
     if mean > 50:
-        return mean + 2.326 * spread
+        return mean + NormalDist().inv_cdf(quantile) * spread
     term = (1 - share) ** others if share < 1 else float(others == 0)
     below, count = term, 0
-    while below < 0.99 and count < others:
+    while below < quantile and count < others:
         term *= (others - count) / (count + 1) * share / (1 - share) if share < 1 else 1.0
         count += 1
         below += term
     return count
 
 
-def p99_latency_ps(spec: NvmeSpec, io_bytes: int, outstanding: int) -> int:
-    """Return the 99th percentile of the latency in the same loop: reads that queue on the same die.
+def tail_latency_ps(spec: NvmeSpec, io_bytes: int, outstanding: int, quantile: float = 0.99) -> int:
+    """Return a high quantile of the latency in the same loop: reads that queue on the same die, and slow ones.
 
     Never below the mean, nor below 1.14 idle latencies, the p99 over the mean of a client drive at queue depth 1
     (49.2 and 56.1 us).
     """
     idle = idle_latency_ps(spec, io_bytes)
-    waiting = _waiting_p99(spec, (outstanding - 1) * pages(spec, io_bytes))
-    return max(
+    waiting = _waiting(spec, (outstanding - 1) * pages(spec, io_bytes), quantile)
+    usual = max(
         round(1.14 * idle),
         round(idle + waiting * spec.t_read_ps),
         mean_latency_ps(spec, io_bytes, outstanding),
     )
+    return usual + spec.retry_ps if spec.retry_share > 1 - quantile else usual

@@ -50,6 +50,12 @@ def read_bandwidth(gen_rate_T_per_s: float, lanes: int, payload_bytes: int, mps:
     return tlp_bytes_per_s(gen_rate_T_per_s, lanes) * payload_bytes / max(back, out)
 
 
+def request_seconds(gen_rate_T_per_s: float, lanes: int, payload_bytes: int, mrrs: int) -> float:
+    """Return the time that the requests of a read of `payload_bytes` take on the way there."""
+    out = math.ceil(payload_bytes / mrrs) * (_framing(gen_rate_T_per_s) + REQUEST_HEADER_BYTES)
+    return out / tlp_bytes_per_s(gen_rate_T_per_s, lanes)
+
+
 def write_bandwidth(gen_rate_T_per_s: float, lanes: int, payload_bytes: int, mps: int) -> float:
     """Return the data bandwidth of posted writes of `payload_bytes` each, in TLPs of at most `mps`, in bytes/s."""
     header = _framing(gen_rate_T_per_s) + REQUEST_HEADER_BYTES

@@ -48,6 +48,10 @@ class UpmemSpec:
 
 
 UPMEM_350MHZ = UpmemSpec()
+DMA_SOURCE = (
+    "setups and engine cycles fitted to 43 rows of pim-memcpy; median / p90 error 1.3 / 6.3 %, on transfer sizes not "
+    "fitted to 1.4 / 7.1 %"
+)
 
 
 def mram_dma_cycles(spec: UpmemSpec, op: Op, nbytes: int) -> float:

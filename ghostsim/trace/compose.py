@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ghostsim.errors import ConfigError
+from ghostsim.errors import ConfigError, Location, TraceError
 from ghostsim.seeding import generator
 from ghostsim.trace.format import Rope, Trace
 from ghostsim.trace.rope import Turner, rotate
@@ -86,13 +86,26 @@ class Request:
     pieces: tuple[Piece, ...]
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """How the query of a step is foretold before the step.
+
+    ``last_query`` takes the query of `ahead` steps ago, ``linear`` goes on as the two before that did, ``layer_ahead``
+    is the recorded query that the layer before made (`q_ahead`), ``oracle`` knows it. Queries are foretold before
+    rotation and turned to the position where they will be asked.
+    """
+
+    by: Literal["last_query", "linear", "layer_ahead", "oracle"]
+    ahead: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """Requests made of recorded attention; arrays are made per head, on demand.
 
     `heads` lists the distinct (request, kept layer index, recorded KV head); a row is a *unit*. `unit_of` int32
     [requests, layers, kv_heads] maps the target model's heads to units. `reshaped` says that the trace's own head shape
-    replaces the model's.
+    replaces the model's. With a `predictor` the queries are those that it foretells.
     """
 
     traces: tuple[Trace, ...]
@@ -108,6 +121,23 @@ class Workload:
     sequences: tuple[Request, ...]
     dtype: type[np.floating[Any]]
     reshaped: bool
+    predictor: Predictor | None = None
+
+    def predicting(self, predictor: Predictor) -> Workload:
+        """Return the same workload asked with foretold queries.
+
+        Raises
+        ------
+        TraceError
+            If a trace lacks the queries that the predictor needs.
+        """
+        for trace in self.traces[: self.requests]:
+            if predictor.by == "layer_ahead" and trace.q_ahead is None:
+                message = "q_ahead: found a trace without it, expected one that can foretell queries a layer ahead"
+                raise TraceError(message, Location(trace.path))
+        text = f"{self.content_hash} {predictor}"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return dataclasses.replace(self, predictor=predictor, content_hash=digest)
 
     def trace_of(self, request: int) -> Trace:
         """Return the own trace of a request."""
@@ -126,7 +156,7 @@ class Workload:
             kv_head=kv_head,
             context=self.context,
             keys=self._keys(request, layer, kv_head),
-            queries=self._rotated(own, own.q[steps, layer, group], now, layer),
+            queries=self._rotated(own, self._asked(request, layer, group), now, layer),
             prompt_queries=self._prompt_queries(request, layer, group),
             values=self._values(request, layer, kv_head),
             q_ahead=None if own.q_ahead is None else self._rotated(own, own.q_ahead[steps, layer, group], now, layer),
@@ -137,6 +167,22 @@ class Workload:
             rope=own.rope,
             token_class=self._token_class(request),
         )
+
+    def _asked(self, request: int, layer: int, group: slice) -> Array:
+        """Return the queries [steps, g, d] before rotation."""
+        own, sequence, predictor = self.trace_of(request), self.sequences[request], self.predictor
+        steps = slice(sequence.offset, sequence.offset + self.steps)
+        if predictor is None or predictor.by == "oracle":
+            return np.asarray(own.q[steps, layer, group])
+        if predictor.by == "layer_ahead":
+            assert own.q_ahead is not None
+            return np.asarray(own.q_ahead[steps, layer, group])
+        before = self.prompt_rows(request, layer, group).swapaxes(0, 1)
+        known = np.concatenate([before, own.q[steps, layer, group]]).astype(self.dtype)
+        last = np.maximum(len(before) + np.arange(self.steps) - predictor.ahead, 0)
+        if predictor.by == "last_query":
+            return np.asarray(known[last])
+        return np.asarray(known[last] + predictor.ahead * (known[last] - known[np.maximum(last - 1, 0)]))
 
     def _token_class(self, request: int) -> Array | None:
         if not self.holds(request, "token_class"):
@@ -175,9 +221,12 @@ class Workload:
         """Return the queries [heads, W, d] of the last tokens before step 0, before rotation."""
         own, sequence = self.trace_of(request), self.sequences[request]
         decoded = own.q[: sequence.offset, layer, heads].swapaxes(0, 1)
+        return np.concatenate([own.q_prompt[layer, heads], decoded], axis=1)[:, -self.prompt_queries(request) :]
+
+    def prompt_queries(self, request: int) -> int:
+        """Return how many queries of the last tokens before step 0 a request holds."""
         # Only the queries of the own document's last piece have their place in the context.
-        count = min(own.prompt_queries, sequence.pieces[-1].length - self.steps)
-        return np.concatenate([own.q_prompt[layer, heads], decoded], axis=1)[:, -count:]
+        return min(self.trace_of(request).prompt_queries, self.sequences[request].pieces[-1].length - self.steps)
 
     def _rows(self) -> Array:
         return np.empty((self.context + self.steps, self.shape.head_dim), dtype=self.dtype)

@@ -75,7 +75,7 @@ def _run(policy, batch, ms, tier, kv_gb, index_tier, index_gb, lost, violations,
             "violations": violations,
             "output_error": None,
         },
-        "energy_mj_per_token": {"hbm": 150.0, "pcie0": 20.0 if tier != "hbm" else 0.0, "static": ms * 40},
+        "energy_mj_per_token": {"hbm": 150.0, "pcie0": 20.0 if tier != "hbm" else 0.0, "gpu0.static": ms * 40},
         "capacity_bytes": {"hbm": 18e9, tier: kv_gb * 1e9},
     }
 

@@ -92,6 +92,23 @@ def test_bad_header_is_named(tmp_path, header, row, expected):
     assert message(written(tmp_path, header, row)).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("part", "meant"),
+    [("H100_SXM5_80GB", "H100-SXM5-80GB"), ("MI300X-192", "MI300X-192GB"), ("l40s-48gb", "L40S-48GB"), ("", "")],
+)
+def test_the_nearest_name_of_a_gpu_is_suggested(tmp_path, part, meant):
+    path = written(tmp_path, GEMM_HEADER, GEMM_ROW.replace("H100-SXM5-80GB", part))
+    assert message(path).startswith(f"2:2: part: found {part!r}, expected a part that the models know, e.g. '{meant}")
+
+
+def test_a_gpu_of_the_catalogue_goes_by_its_own_name_and_its_aliases(tmp_path):
+    parts = ("h100_sxm", "H100-SXM5-80GB", "H100-SXM")
+    rows = [GEMM_ROW.replace("H100-SXM5-80GB", part) for part in parts]
+    found = accuracy([written(tmp_path, GEMM_HEADER, *rows)]).as_json()["probes"]["gpu_gemm"]["parts"]
+    assert len({errors["bias"] for errors in found.values()}) == 1
+    assert set(found) == set(parts)
+
+
 def test_empty_file_is_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b"")
@@ -192,9 +209,35 @@ DRAM_ROW = "dram_gather,DDR4_3200AA_1ch_1R,64,16,CHUNK256,open,AllBank,100.0,ns,
 
 
 def test_unmodelled_controller_settings_are_counted_as_skipped(tmp_path):
-    path = written(tmp_path, DRAM_HEADER, DRAM_ROW, DRAM_ROW.replace("open", "closed"))
+    path = written(tmp_path, DRAM_HEADER, DRAM_ROW, DRAM_ROW.replace("open", "timeout"))
     found = accuracy([path]).as_json()["probes"]["dram_gather"]
     assert (found["n"], found["skipped"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("CHUNK256", "RoBaRaCoCh"), ("CHUNK256", "rochrabacobg"), ("open", "closed"), ("AllBank", "NoRefresh")],
+)
+def test_modelled_controller_settings_are_predicted(tmp_path, old, new):
+    result = accuracy([written(tmp_path, DRAM_HEADER, DRAM_ROW.replace(old, new))])
+    assert result.predictions[0].predicted > 0
+
+
+def test_worst_rows_come_first(tmp_path):
+    rows = [DMA_ROW.replace("2381.6", value) for value in ("2400", "1000", "3000")]
+    result = accuracy([written(tmp_path, DMA_HEADER, *rows)])
+    assert [each.measured.at.line for each in result.worst("upmem_mram_dma")] == [3, 4, 2]
+
+
+def test_wrong_delimiter_is_named(tmp_path):
+    path = written(tmp_path, GEMM_HEADER.replace(",", ";"), GEMM_ROW.replace(",", ";"))
+    assert message(path).startswith("1: probe: found no such column")
+
+
+def test_negative_value_is_named(tmp_path):
+    assert message(written(tmp_path, GEMM_HEADER, GEMM_ROW.replace("51.638", "-5"))).startswith(
+        "2:7: value: found '-5'"
+    )
 
 
 def test_table_of_skipped_rows_only_holds_no_nan(tmp_path):

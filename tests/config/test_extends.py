@@ -197,10 +197,10 @@ tiers: {hbm: [gpu0]}
 """
 
 
-def test_every_kind_of_list_has_sorted_names():
+def test_every_list_is_sorted_by_name_and_parts_by_kind_first():
     for plural in catalogue.PLURALS:
-        names = [entry.name for entry in catalogue.names(plural)]
-        assert names == sorted(names)
+        entries = [(entry.kind, entry.name) for entry in catalogue.names(plural)]
+        assert entries == sorted(entries)
 
 
 def test_the_traces_are_listed():

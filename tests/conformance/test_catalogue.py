@@ -2,13 +2,17 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from ghostsim.bundled import folder
 from ghostsim.config import catalogue
@@ -21,6 +25,13 @@ DOCUMENTS = [(kind, name) for kind in FOLDERS for name in catalogue.files(kind)]
 HARDWARE = [(kind, name) for kind, name in DOCUMENTS if kind in ("part", "platform", "model")]
 
 
+DOCUMENTS_READ = yaml.safe_load((folder("hwmodels") / "reference" / "sources.yaml").read_text(encoding="utf-8"))
+CITES = tuple(entry["cite"] for entry in DOCUMENTS_READ["documents"])
+UNREAD = ("recalled", "design assumption", "derived", "quoted in", "no measured table", "no usable rows", *CITES)
+"""How the source of an assumed figure begins: nothing in it may pass for a document that was read."""
+
+
+@cache
 def load(kind, name):
     return load_any(catalogue.files(kind)[name])
 
@@ -65,6 +76,34 @@ def test_every_hardware_number_has_a_source_and_a_confidence(kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), HARDWARE)
+def test_what_was_measured_or_published_names_a_document_that_was_read(kind, name):
+    facts = [fact for fact in provenance(load(kind, name).document) if fact.confidence in ("measured", "datasheet")]
+    assert [fact for fact in facts if not fact.source.startswith(CITES)] == []
+
+
+@pytest.mark.parametrize(("kind", "name"), HARDWARE)
+def test_what_is_assumed_says_so_first(kind, name):
+    facts = assumed_numbers(load(kind, name).document)
+    assert [fact for fact in facts if not fact.source.startswith(UNREAD)] == []
+
+
+def test_documents_say_who_read_them_how_and_some_number_rests_on_each():
+    sources = {fact.source for kind, name in HARDWARE for fact in provenance(load(kind, name).document)}
+    for entry in DOCUMENTS_READ["documents"]:
+        assert entry["read"] in ("primary", "secondary")
+        assert entry["what"]
+        assert any(entry["cite"] in source for source in sources)
+
+
+@pytest.mark.parametrize("cite", [e["cite"] for e in DOCUMENTS_READ["documents"] if e["read"] == "secondary"])
+def test_a_figure_at_second_hand_says_so(cite):
+    for kind, name in HARDWARE:
+        for fact in provenance(load(kind, name).document):
+            if fact.source.startswith(cite) and fact.confidence in ("measured", "datasheet"):
+                assert re.search("read in (a|notes|a detailed) ", fact.source) or "second" in fact.source
+
+
+@pytest.mark.parametrize(("kind", "name"), HARDWARE)
 def test_no_bundled_number_is_overridden_without_saying_why(kind, name):
     silent = [fact.path for fact in assumed_numbers(load(kind, name).document) if fact.source.startswith("set in ")]
     assert not silent
@@ -87,6 +126,13 @@ def test_a_list_has_a_name_and_a_summary_for_each(plural):
         assert Path(entry.path).exists()
         assert entry.summary
         assert not entry.summary.startswith("invalid")
+
+
+def test_the_catalogue_has_what_an_architect_looks_for():
+    kinds = Counter(entry.kind for entry in catalogue.names("parts"))
+    assert sum(kinds.values()) >= 50
+    assert kinds.keys() >= {"gpu", "dram", "host_cpu", "cxl_expander", "switch", "upmem", "nvme", "link"}
+    assert len(catalogue.names("platforms")) >= 15
 
 
 def test_a_scenario_loads_in_half_a_second():

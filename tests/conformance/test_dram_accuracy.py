@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ghostsim import bundled
-from ghostsim.accuracy.dram import COLUMNS, MODELLED, PROBES, UNITS
+from ghostsim.accuracy.dram import COLUMNS, KNOWN, PROBES, UNITS
 
 BARS = {  # median, 90th percentile of the absolute relative error
     "dram_bandwidth": (0.03, 0.08),
@@ -48,7 +48,7 @@ def test_rows_have_the_declared_columns_units_and_conditions(probe):
     for row in table(probe):
         assert set(COLUMNS[probe]) <= set(row)
         assert row["unit"] == UNITS[probe]
-        assert all(row[column] in known for column, known in MODELLED.items() if column in row)
+        assert all(row[column] in known for column, known in KNOWN.items() if column in row)
         for column, kind in COLUMNS[probe].items():
             kind(row[column])
 

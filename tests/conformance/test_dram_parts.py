@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import fields
 
 import pytest
@@ -15,6 +16,7 @@ from ghostsim.timing.dram_timing import DramTiming
 
 FOLDER = bundled.folder("hwmodels") / "memory"
 NAMES = sorted(load_timings())
+OTHERS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - set(NAMES))
 JEDEC = {
     "tRCD": "nRCD_RD",
     **{
@@ -50,8 +52,26 @@ def queue_sizes(name: str) -> set[tuple[int, int]]:
     return {(int(row["read_queue"]), int(row["write_queue"])) for row in rows}
 
 
-def test_every_row_of_the_table_has_a_part_and_no_part_lacks_a_row():
-    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == NAMES
+def test_every_row_of_the_table_has_a_part():
+    assert set(NAMES) <= {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_part_beside_the_table_says_what_its_timings_come_from(name):
+    source = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+    origin = re.match(r"derived from (\w+) \(hwmodels/reference/dram_timings.csv\)", source)
+    assert source.startswith("recalled: ") or origin[1] in NAMES
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_derived_speed_bin_keeps_the_durations_of_its_origin(name):
+    """Rows, columns and precharges take as long as at the speed that was simulated, but for one clock of rounding."""
+    source = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+    if source.startswith("derived from "):
+        origin, part = load_timings()[source.split()[2]], as_timing(read_part(name))
+        for field in ("nCL", "nRCD_RD", "nRP", "nRAS", "nRC", "nFAW", "nREFI"):
+            kept_ps = getattr(origin, field) * origin.tCK_ps
+            assert kept_ps * 0.999 <= getattr(part, field) * part.tCK_ps < kept_ps + 1.001 * part.tCK_ps
 
 
 @pytest.mark.parametrize("name", NAMES)

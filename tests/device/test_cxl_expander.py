@@ -11,7 +11,7 @@ GB = 10**9
 
 
 def expander(rig):
-    return CxlExpanderDevice(rig.env, rig.network, "cxl_exp0", EXPANDER)
+    return CxlExpanderDevice(rig.network, "cxl_exp0", EXPANDER)
 
 
 def path(machine, name="cxl_exp0", piece=4096, records=10**6):
@@ -67,4 +67,51 @@ def test_two_hosts_of_one_expander_share_its_media():
 
 def test_an_expander_without_a_filter_has_none():
     rig = Rig()
-    assert CxlExpanderDevice(rig.env, rig.network, "e", part("cxl1_expander_ddr4")).filter is None
+    assert CxlExpanderDevice(rig.network, "e", part("cxl1_expander_ddr4")).filter is None
+
+
+POOLED = ("devices.cxl_exp0.pool.hosts=4", "devices.cxl_exp0.pool.load=10 GB/s")
+
+
+def fetched(nbytes, *sets, weight=65536.0, name="h100_cxl_direct"):
+    """Return how long a long fetch from the first expander takes."""
+    rig = Rig()
+    machine = rig.machine(name, *sets)
+    done = []
+    leg = path(machine, piece=4096)
+    rig.network.start(rig.network.flow_class(leg.costs, weight), nbytes, lambda: done.append(rig.env.now))
+    while not done:
+        rig.env.step()
+    return done[0], rig
+
+
+def test_hosts_of_a_pool_take_their_load_off_link_and_media():
+    """Four hosts that read 10 GB/s each leave 55 - 40 GB/s of lines on an x8 link of 64 GT/s."""
+    took, rig = fetched(GB, *POOLED)
+    lines = 64e9 * 15 / (13 / 3) * 64 / 256
+    assert lines == pytest.approx(55.4e9, rel=0.01)
+    assert GB / took * PS == pytest.approx(lines - 40e9, rel=0.03)
+    busy = dict(zip(rig.network.resources, rig.probe.units() / (took / PS), strict=True))
+    assert busy["cxl1"] == pytest.approx(64e9, rel=1e-3)
+    assert busy["cxl_exp0.bus"] > 40e9 + GB / took * PS
+
+
+def test_other_hosts_meet_only_what_they_share():
+    took, rig = fetched(GB, *POOLED)
+    assert rig.units(rig.network.resources["pcie0"]) == 0
+    assert rig.units(rig.network.resources["cxl2"]) == 0
+    assert rig.units(rig.network.resources["switch0.fabric"]) == pytest.approx(GB + 40e9 * took / PS, rel=1e-3)
+
+
+def test_hosts_of_a_pool_with_more_outstanding_leave_less():
+    greedy = (*POOLED[:1], "devices.cxl_exp0.pool.load=40 GB/s")
+    times = [fetched(GB, *greedy, f"devices.cxl_exp0.pool.window={window}")[0] for window in ("64 KiB", "256 KiB")]
+    lines = 64e9 * 15 / (13 / 3) * 64 / 256
+    assert GB / times[0] * PS == pytest.approx(lines / 5, rel=0.01)
+    assert GB / times[1] * PS == pytest.approx(lines / 17, rel=0.01)
+
+
+def test_a_pool_that_nobody_reads_much_of_changes_little():
+    alone, _ = fetched(GB)
+    shared, _ = fetched(GB, "devices.cxl_exp0.pool.hosts=1", "devices.cxl_exp0.pool.load=0.1 GB/s")
+    assert alone < shared < 1.005 * alone

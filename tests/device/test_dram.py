@@ -6,7 +6,9 @@ import pytest
 from rig import PS, Rig, alone_ps, part
 
 from ghostsim.devices.dram import DramMedia, channel_bandwidth, idle_latency_ps, timing_of
+from ghostsim.devices.leg import queueing_ps
 from ghostsim.timing.dram import Pattern, channel_imbalance
+from ghostsim.timing.loaded import DRAM
 
 HOST = part("xeon_spr_8ch").memory
 GB = 10**9
@@ -104,3 +106,34 @@ def test_requesters_share_by_what_they_keep_outstanding():
     rig.flow("small", leg, GB, weight=1.0)
     ends = rig.run()
     assert ends["big"] == pytest.approx(ends["small"], abs=2)
+
+
+def test_reads_and_writes_that_take_turns_share_what_the_bank_model_leaves():
+    """Half reads and half writes, by bytes: the bus loses to turnarounds what the bank model says."""
+    rig = Rig()
+    memory = media(rig)
+    half = 8 * HOST.efficiency * channel_bandwidth(HOST.dram, Pattern("stream", 4096, 0.5))
+    read, write = memory.stream(), memory.stream(write=True)
+    rig.network.start(rig.network.flow_class(read.costs, writes=read.writes), 10 * GB, lambda: None)
+    ends = []
+    rig.network.start(
+        rig.network.flow_class(write.costs, writes=write.writes), 10 * GB, lambda: ends.append(rig.env.now)
+    )
+    rig.env.run()
+    assert 20 * GB / ends[0] * PS == pytest.approx(half, rel=0.02)
+    pure = [memory.bandwidth(Pattern("stream", 4096, share)) for share in (1.0, 0.0)]
+    assert 20 * GB / ends[0] * PS < 0.97 * min(pure)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_a_fetch_waits_for_the_latency_of_a_loaded_medium(share):
+    """The loaded-latency curve of DRAM systems, at the share of the bus that a stream holds when the fetch starts."""
+    rig = Rig()
+    memory = media(rig)
+    leg = memory.stream()
+    capacity = rig.network.flow_class(leg.costs).solo_rate
+    if share:
+        rig.network.start(rig.network.flow_class(leg.costs, 1.0, share * capacity), 10 * GB, lambda: None)
+        rig.env.run(1000)
+    expected = memory.latency_ps * (DRAM.factor(share) - 1)
+    assert queueing_ps(rig.network, leg.loads) == pytest.approx(expected, abs=2)

@@ -131,3 +131,71 @@ def test_two_readers_in_place_share_one_window():
     rig.flow("a", leg, GB, weight)
     rig.flow("b", leg, GB, weight)
     assert 2 * GB / rig.run()["b"] * PS == pytest.approx(35.2e9, rel=0.001)
+
+
+INDEX = 66 * 10**6
+
+
+def test_an_index_that_l2_keeps_is_scanned_at_the_bandwidth_of_l2():
+    """7 TB/s; the scoring of 66 B records for 4 heads takes longer, so a lighter index is asked for."""
+    took = alone_ps(lambda rig: gpu(rig).scan(INDEX, INDEX, resident=True))
+    assert took == pytest.approx(1.26e6 + INDEX / 7e12 * PS, rel=1e-4)
+    rig = Rig()
+    device = gpu(rig)
+    rig.job("only", device.scan(INDEX, INDEX, resident=True))
+    rig.run()
+    assert rig.units(device.hbm.bus) == 0
+
+
+@pytest.mark.parametrize(("nbytes", "kept"), [(37_500_000, True), (37_500_001, False)])
+def test_l2_keeps_an_index_of_three_quarters_of_its_size(nbytes, kept):
+    assert gpu(Rig()).keeps(nbytes) is kept
+
+
+def test_a_gpu_of_unknown_l2_bandwidth_keeps_no_index():
+    assert not GpuDevice(Rig().network, "g", part("h100_sxm", "l2_bandwidth=null")).keeps(1)
+
+
+def test_scoring_and_attention_share_the_time_of_the_sms():
+    """A scan and attention of much arithmetic each: neither overlaps the other, whatever HBM has left."""
+    rig = Rig()
+    device = gpu(rig)
+    flops, macs = 989 * 10**9, 33_500 * 10**6
+    rig.job("attend", device.attention(LLAMA, 8, 8 * 8 * 4096, 8 * 8 * 4096 * 512, flops))
+    rig.job("scan", device.scan(GB // 100, macs))
+    both = max(rig.run().values())
+    assert both == pytest.approx(1e9 + 1e9, rel=0.03)
+    assert rig.probe.utilisation()["gpu0.sms"] > 0.95
+
+
+def test_attention_leaves_the_sms_to_a_scan_while_hbm_is_its_limit():
+    tokens = 8 * 8 * 65536
+    rig = Rig()
+    device = gpu(rig)
+    rig.job("attend", device.attention(LLAMA, 8, tokens, tokens * 512, tokens * FLOPS_PER_TOKEN))
+    rig.run()
+    assert rig.probe.utilisation()["gpu0.sms"] < 0.02
+
+
+LAUNCHES = {
+    "scan": (lambda device: device.scan(64, 64), 1_260_000),
+    "select": (lambda device: device.select(1), 1_260_000),
+    "multiply": (lambda device: device.multiply(1), 1_260_000),
+    "write": (lambda device: device.write(64), 0),
+    "gemm": (lambda device: device.gemm(1, 64, 64, 2, 2 * 64 * 64), 3_010_000),
+}
+
+
+@pytest.mark.parametrize("kernel", list(LAUNCHES))
+def test_every_kernel_pays_for_its_launch_but_one_fused_into_another(kernel):
+    make, launch = LAUNCHES[kernel]
+    assert make(gpu(Rig())).delay_ps == pytest.approx(launch, rel=0.02)
+
+
+@pytest.mark.parametrize("latency_ps", [586_000, 773_000, 1_400_000])
+def test_reads_in_place_get_window_over_latency(latency_ps):
+    """Load latencies of host memory measured on GB200, C2C-class and PCIe 4 x8 GPUs: fewer bytes a second with each."""
+    rig = Rig()
+    leg, _ = gpu(rig).read_in_place(Leg((), latency_ps))
+    rig.flow("only", leg, GB)
+    assert GB / (rig.run()["only"] - leg.latency_ps) * PS == pytest.approx(32032 / latency_ps * PS, rel=1e-4)

@@ -6,6 +6,7 @@ import pytest
 from rig import PS, Rig, alone_ps, part, platform
 
 from ghostsim.devices.link import LinkDevice, SwitchDevice, data_bandwidth
+from ghostsim.timing.flit import link_bandwidth
 
 GB = 10**9
 LINKS = platform().links
@@ -63,14 +64,31 @@ def test_two_transfers_share_a_direction():
     assert rig.run()["b"] == pytest.approx(2 * alone - shared.latency_ps, abs=2)
 
 
-def test_directions_do_not_share():
+def both_ways(name, nbytes=10 * GB):
+    """Return the rates of reads and writes of one link at once."""
     rig = Rig()
-    device = LinkDevice(rig.network, "cxl0", LINKS["cxl0"])
-    rig.flow("up", device.carry(4096), GB)
-    rig.flow("down", device.carry(4096, write=True), GB)
-    ends = rig.run()
-    assert ends["up"] == alone_ps(link("cxl0"), GB)
-    assert ends["down"] == alone_ps(link("cxl0", write=True), GB)
+    device = LinkDevice(rig.network, name, LINKS[name])
+    rig.flow("up", device.carry(4096), nbytes)
+    rig.flow("down", device.carry(4096, write=True), nbytes)
+    return {way: nbytes / end * PS for way, end in rig.run().items()}
+
+
+def test_directions_of_a_bus_without_packets_do_not_share():
+    assert both_ways("ddr_pim0") == pytest.approx(dict.fromkeys(("up", "down"), 2400e6 * 256 / 8), rel=1e-4)
+
+
+def test_reads_and_writes_of_a_cxl_link_meet_in_request_and_response_slots():
+    """A read takes a slot on the way to the device, a write a third of one back: as the slot arithmetic of the mix."""
+    expected = link_bandwidth(64e9, 16, "256B", read_fraction=0.5)
+    assert both_ways("cxl0")["up"] == pytest.approx(expected.read_bytes_per_s, rel=1e-4)
+    assert both_ways("cxl0")["down"] == pytest.approx(expected.write_bytes_per_s, rel=1e-4)
+
+
+def test_pcie_in_both_directions_loses_a_little_to_requests():
+    """Measured on a PCIe 5.0 x16 GPU: 55.6 and 57.2 GB/s alone, 51.5 and 48.7 GB/s at once."""
+    both, alone = both_ways("pcie0"), 10 * GB / alone_ps(link("pcie0"), 10 * GB) * PS
+    assert sum(both.values()) == pytest.approx(51.5e9 + 48.7e9, rel=0.07)
+    assert sum(both.values()) < 2 * alone
 
 
 def test_link_is_busy_for_bytes_times_cost():
@@ -85,12 +103,18 @@ def test_link_is_busy_for_bytes_times_cost():
 
 def test_a_switch_adds_its_hop():
     switch = part("cxl3_switch")
-    assert alone_ps(lambda rig: SwitchDevice(rig.network, "s", switch).carry(), 1000) == 100_000 + 1000
+    assert alone_ps(lambda rig: SwitchDevice(rig.network, "s", switch).carry(512), 1000) == 100_000 + 1000
 
 
 def test_a_switch_passes_its_bandwidth_to_all_together():
     rig = Rig()
-    leg = SwitchDevice(rig.network, "s", part("cxl3_switch")).carry()
+    leg = SwitchDevice(rig.network, "s", part("cxl3_switch")).carry(512)
     for name in range(4):
         rig.flow(name, leg, GB)
     assert 4 * GB / (rig.run()[3] - leg.latency_ps) * PS == pytest.approx(1e12, rel=1e-6)
+
+
+def test_writes_to_the_host_reach_what_was_measured():
+    """55.2 GB/s device to host on an H100 (PCIe 5.0 x16)."""
+    took = alone_ps(link("pcie0", write=True), 10 * GB)
+    assert 10 * GB / took * PS == pytest.approx(55.2e9, rel=0.03)

@@ -14,7 +14,7 @@ def scan(nbytes, macs_per_byte=MACS_PER_BYTE, *sets):
 
 
 def _filter(rig, *sets):
-    return CxlExpanderDevice(rig.env, rig.network, "e", part("cxl3_expander_filter", *sets)).filter
+    return CxlExpanderDevice(rig.network, "e", part("cxl3_expander_filter", *sets)).filter
 
 
 def test_one_record_takes_start_and_media_latency():
@@ -65,7 +65,7 @@ def test_a_request_that_comes_later_waits_only_for_the_rest():
 
 def test_the_filter_shares_the_media_with_fetches():
     rig = Rig()
-    device = CxlExpanderDevice(rig.env, rig.network, "e", part("cxl3_expander_filter"))
+    device = CxlExpanderDevice(rig.network, "e", part("cxl3_expander_filter"))
     rig.job("scan", device.filter.scan(GB, MACS_PER_BYTE))
     rig.flow("fetch", device.read(8192, 10**6), GB, weight=float(2**20))
     assert max(rig.run().values()) > 1.9 * alone_ps(scan(GB))

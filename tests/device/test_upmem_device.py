@@ -1,11 +1,17 @@
 """UPMEM ranks: a kernel is launch and instructions, host transfers are slow, and the two exclude each other."""
 
+import math
+from dataclasses import replace
+
 import pytest
+from invented import HBM, llama, policy, selection
 from rig import PS, Rig, alone_ps, part
 
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.upmem import UpmemDevice
+from ghostsim.pipeline.binding import Binder, Row
 from ghostsim.plan.selection import IndexStage
+from ghostsim.policy.placement import place
 
 RANKS = part("upmem_ranks")
 STAGE = IndexStage("qkeys", 66, 1, 128, 4)
@@ -24,7 +30,7 @@ def instructions(dims=128, q_heads=4, record=66):
 
 
 def host_read(device, nbytes):
-    leg = device.read(8192, 1)
+    leg = device.read(8192, 10**6)
     return Job(leg.latency_ps, (Part(device.network.flow_class(leg.costs), nbytes, device.mram),))
 
 
@@ -52,11 +58,11 @@ def test_a_scan_of_sign_bits_is_limited_by_mram():
 
 
 def test_results_come_back_at_the_measured_rate():
-    assert GB / alone_ps(lambda rig: upmem(rig).read(4096, 1), GB) * PS == pytest.approx(16 * 4.74e9, rel=1e-4)
+    assert GB / alone_ps(lambda rig: upmem(rig).read(4096, 10**6), GB) * PS == pytest.approx(16 * 4.74e9, rel=1e-4)
 
 
-def test_queries_go_out_at_the_measured_rate():
-    assert GB / alone_ps(lambda rig: upmem(rig).write(4096, 1), GB) * PS == pytest.approx(16 * 6.68e9, rel=1e-4)
+def test_records_go_out_at_the_measured_rate():
+    assert GB / alone_ps(lambda rig: upmem(rig).write(4096, 10**6), GB) * PS == pytest.approx(16 * 6.68e9, rel=1e-4)
 
 
 def test_mram_is_closed_to_the_host_while_dpus_run():
@@ -84,3 +90,41 @@ def test_two_kernels_run_one_after_the_other():
     for name in "ab":
         rig.job(name, device.scan(STAGE, 4, GB))
     assert rig.run()["b"] == 2 * rig.ends_ps["a"]
+
+
+@pytest.mark.parametrize(("records", "ranks", "dpus"), [(1, 1, 1), (8, 8, 1), (16, 16, 1), (64, 16, 4), (1024, 16, 64)])
+def test_records_on_few_dpus_come_back_on_the_measured_curve(records, ranks, dpus):
+    """0.12 GB/s from one DPU (serial) and 4.74 from the 64 of a rank (parallel), a power of their number between."""
+    rate = ranks * 0.12e9 * (4.74 / 0.12) ** (math.log(dpus) / math.log(64))
+    took = alone_ps(lambda rig: upmem(rig).read(512, records), GB)
+    assert GB / took * PS == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize(("units", "copies"), [(4096, 1), (1024, 1), (64, 16), (8, 128)])
+def test_a_query_goes_to_the_dpus_that_hold_its_index(units, copies):
+    took = alone_ps(lambda rig: upmem(rig).pass_on(4096, units, write=True), GB)
+    assert GB / took * PS == pytest.approx(16 * 6.68e9 / copies, rel=1e-4)
+
+
+def test_one_query_for_all_dpus_is_broadcast():
+    """16.88 GB/s, counting what all 64 DPUs of a rank receive; every rank receives its own copy at once."""
+    took = alone_ps(lambda rig: upmem(rig).pass_on(4096, 1, write=True), GB)
+    assert GB / took * PS == pytest.approx(16.88e9 / 64, rel=1e-4)
+
+
+def test_kv_in_mram_waits_for_the_kernel():
+    """Fetches of KV that lies in MRAM stand in the queue of the kernels."""
+    of, placement = policy("full"), replace(HBM, kv_tier="pim")
+    model = llama("layers=1")
+    chosen = selection(of, model, hot=1, cold=4096, read=4096)
+    rig = Rig()
+    machine = rig.machine("h100_cxl_pim")
+    plan = place(chosen, of, model, placement, 1)
+    bound = Binder(machine, model, placement, (), 1).bind(plan)
+    jobs = [
+        row.make(Row(512, 1, 1, 1))
+        for row, name in zip(bound, plan.names, strict=True)
+        if name.startswith("read") or name == "age"
+    ]
+    assert len(jobs) == 2
+    assert all(job.parts[0].server is machine.devices["upmem0"].mram for job in jobs)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostsim.timing import dram
-from ghostsim.timing.dram import DramTiming, Pattern
+from ghostsim.timing.dram import DramTiming, Pattern, Settings
 from ghostsim.timing.dram_bank import Controller
 from ghostsim.timing.dram_table import load_timings
 
@@ -77,7 +77,8 @@ def test_stream_reads_run_at_peak_less_refresh(name):
 @pytest.mark.parametrize("timing", [DDR4, DDR5, HBM2, HBM3], ids=lambda timing: timing.standard)
 def test_without_refresh_a_stream_gains_the_refresh_duty(timing):
     with_refresh, without = (
-        dram.saturated_bandwidth(timing, STREAM, outstanding=512, refresh=refresh) for refresh in (True, False)
+        dram.saturated_bandwidth(timing, STREAM, outstanding=512, settings=Settings(refresh=refresh))
+        for refresh in ("AllBank", "NoRefresh")
     )
     overhead = (timing.nRFC + timing.units * timing.nRP + timing.nRCD_RD) / timing.nREFI
     assert 1 - overhead - 0.02 <= with_refresh / without <= dram.refresh_duty(timing) + 0.01
@@ -157,7 +158,7 @@ def test_latency_grows_with_load():
 
 def test_p95_at_low_load_is_refresh():
     pattern, load = Pattern("random", 64), 0.3 * 11.6e9
-    quiet = dram.loaded_latency(DDR5, pattern, load, refresh=False)[1]
+    quiet = dram.loaded_latency(DDR5, pattern, load, settings=Settings(refresh="NoRefresh"))[1]
     assert dram.loaded_latency(DDR5, pattern, load)[1] > 2 * quiet
 
 

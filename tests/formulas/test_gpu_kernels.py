@@ -1,12 +1,13 @@
 """Are the GPU kernel times the closed forms they claim to be, and do they move the right way?"""
 
 from dataclasses import astuple, replace
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostsim.accuracy.kernels import load_arch
+from ghostsim.config.load import load_part
 from ghostsim.devices.gpu_arch import attention_of, attention_params, gemm_params
 from ghostsim.errors import ConfigError
 from ghostsim.timing.gpu_kernels import (
@@ -23,8 +24,15 @@ from ghostsim.timing.gpu_kernels import (
 )
 
 H100 = GpuSpec(sms=132, peak_flops=989e12, hbm_bytes_per_s=3.35e12, l2_bytes=50_000_000)
-PLAIN = AttentionParams(1, 0, 2, 0, 3, 1.0, 2.0, 1.0, slots_per_sm=1, max_splits=128)
+PLAIN = AttentionParams(1, 0, 2, 0, 0, 3, 1.0, 6.7e12 / 132, 1.0, slots_per_sm=1, split_rule="one_wave", max_splits=128)
 ARCHES = ("sm_80", "sm_90", "sm_100")
+
+
+@cache
+def load_arch(name):
+    return load_part(name).value
+
+
 ATTENTION = {arch: {name: attention_of(k) for name, k in load_arch(arch).attention.items()} for arch in ARCHES}
 
 shapes = st.builds(
@@ -62,6 +70,14 @@ def test_bytes_are_keys_and_values_of_every_kv_head_once():
 )
 def test_splits_fill_the_slots_but_never_cut_below_a_block(items, slots, kv_len, expected):
     assert kv_splits(items, slots, kv_len, 512) == expected
+
+
+@pytest.mark.parametrize(
+    ("items", "slots", "kv_len", "expected"),
+    [(64, 132, 65536, 2), (96, 132, 65536, 4), (106, 132, 65536, 1), (67, 132, 65536, 7), (96, 132, 100, 1)],
+)
+def test_splits_by_occupancy_leave_no_wave_half_empty(items, slots, kv_len, expected):
+    assert kv_splits(items, slots, kv_len, 128, "occupancy") == expected
 
 
 def test_splits_stop_at_the_family_limit():
@@ -172,7 +188,7 @@ def test_every_architecture_knows_every_family(arch):
 @pytest.mark.parametrize("arch", ARCHES)
 def test_fitted_constants_are_possible(arch):
     for params in ATTENTION[arch].values():
-        assert all(value >= 0 for value in astuple(params))
+        assert all(value >= 0 for value in astuple(params) if not isinstance(value, str))
         assert params.hbm_efficiency <= 1
 
 

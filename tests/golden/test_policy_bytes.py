@@ -13,6 +13,7 @@ from ghostsim import bundled
 from ghostsim.config.policy import Policy
 from ghostsim.policy.costs import index_stages, streams_of
 from ghostsim.policy.head import evaluate_head
+from ghostsim.policy.rows import HeadRows
 from ghostsim.policy.variants import by_head, for_head, specialised
 from ghostsim.trace.compose import Head
 
@@ -66,10 +67,16 @@ def load(name: str) -> Policy:
 def one_pair(policy: Policy, head: Head) -> tuple[int, int, int]:
     """Return the bytes of the last step of one KV head: index, KV from HBM, KV over the link."""
     rows = evaluate_head(policy, head)
-    moved = dict.fromkeys(("hbm", "link"), 0)
+    moved = by_op(policy, rows)
+    return int(rows.scan_bytes[:, -1].sum()), moved["attend"] + moved["decode"], moved["read"]
+
+
+def by_op(policy: Policy, rows: HeadRows) -> dict[str, int]:
+    """Return the bytes of the last step of one KV head by operation."""
+    moved = dict.fromkeys(("attend", "decode", "read", "migrate"), 0)
     for stream, nbytes in zip(streams_of(policy, HEAD_DIM), rows.stream_bytes[:, -1].tolist(), strict=True):
-        moved["link" if stream.op == "read" else "hbm"] += nbytes
-    return int(rows.scan_bytes[:, -1].sum()), moved["hbm"], moved["link"]
+        moved[stream.op] += nbytes
+    return moved
 
 
 def step_bytes(policy: Policy, head: Head) -> tuple[int, int, int]:
@@ -92,18 +99,18 @@ def even_clusters(monkeypatch):
 
 
 @pytest.mark.usefixtures("even_clusters")
-@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"arkvale"}))
+@pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_step_moves_the_golden_bytes(name, head):
     assert step_bytes(load(name), head) == GOLDEN[name]
 
 
-def test_arkvale_attends_its_pages_in_hbm_once_they_are_there(head):
-    """The second of two steps with one query recalls nothing; the first recalls all 32 pages."""
-    twice = replace(head, context=N - 2, queries=head.queries.repeat(2, axis=0))
-    assert step_bytes(load("arkvale"), twice) == GOLDEN["arkvale"]
-    _, near, far = step_bytes(load("arkvale"), head)
-    assert near + far == GOLDEN["arkvale"][1]
-    assert far == 32 * 32 * 512 * LAYERS * KV_HEADS
+@pytest.mark.parametrize(("steps", "recalled"), [(1, 32 * 32), (2, 0)])
+def test_arkvale_migrates_the_pages_it_recalls(head, steps, recalled):
+    """The first of two steps with one query recalls all 32 pages, the second none."""
+    steps_of_one_query = replace(head, context=N - steps, queries=head.queries.repeat(steps, axis=0))
+    policy = load("arkvale")
+    assert by_op(policy, evaluate_head(policy, steps_of_one_query))["migrate"] == recalled * 512
+    assert step_bytes(policy, steps_of_one_query) == GOLDEN["arkvale"]
 
 
 def test_h2o_rewrites_its_score_state(head):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ghostsim.accuracy.involved import stored_errors
 from ghostsim.accuracy.report import accuracy
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,7 +26,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def measured():
-    return accuracy().as_json()["probes"]
+    return accuracy(jobs=0).as_json()["probes"]
 
 
 @pytest.mark.slow
@@ -40,6 +41,14 @@ def test_accuracy_table_holds_the_figures_of_the_command(table, measured):
         assert (rows, median, p90, worst) == (
             str(found["n"]), f"{100 * found['median']:.1f}", f"{100 * found['p90']:.1f}", f"{100 * found['max']:.1f}"
         )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_stored_errors_are_those_of_the_command(measured):
+    for probe, stored in stored_errors().items():
+        for key in ("n", "skipped", "median", "p90", "max", "bias"):
+            assert stored[key] == pytest.approx(measured[probe][key], rel=1e-3, abs=1e-5)
+    assert set(stored_errors()) == set(measured)
 
 
 @pytest.mark.slow

@@ -92,6 +92,17 @@ def test_kv_bytes_of_the_cold_tier_are_what_is_read(name, placement):
     assert bytes_of(plan, "hbm", "kv").tolist() == (hot + copied).tolist()
 
 
+@pytest.mark.parametrize("placement", [HBM, OFFLOAD, replace(OFFLOAD, fetch="zero_copy")])
+def test_what_a_cache_recalls_migrates_and_is_attended_in_hbm(placement):
+    chosen, plan = plan_of("arkvale", placement)
+    read, hot = per_step(chosen.read_tokens) * 512, per_step(chosen.hot_tokens) * 512
+    aged = 2 * 3 * 2 * 512
+    assert bytes_of(plan, "hbm", "kv").tolist() == (hot + read).tolist()
+    assert not bytes_of(plan, "dram", "kv").any()
+    away = placement.kv_tier != "hbm"
+    assert bytes_of(plan, "dram", "migrate").tolist() == ((read + aged) * away).tolist()
+
+
 @pytest.mark.parametrize(("name", "placement"), CASES)
 def test_weights_are_read_once_a_step(name, placement):
     plan = plan_of(name, placement)[1]
@@ -99,10 +110,10 @@ def test_weights_are_read_once_a_step(name, placement):
     assert bytes_of(plan, "hbm", "weights").tolist() == [2 * (3 * layer + 4096 * 128256)] * 3
 
 
-@pytest.mark.parametrize(("name", "placement"), CASES)
+@pytest.mark.parametrize(("name", "placement"), [*CASES, ("arkvale", OFFLOAD), ("retroinfer", OFFLOAD)])
 def test_the_new_token_is_written_once(name, placement):
     plan = plan_of(name, placement)[1]
-    assert set(plan.nbytes[rows(plan, "write")]) == {2 * 2 * KV[name]}
+    assert set(plan.nbytes[rows(plan, "write")]) == {2 * 2 * KV.get(name, 512)}
     assert rows(plan, "write").sum() == 3 * 3
 
 

@@ -9,9 +9,10 @@ from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, selection, simulate,
 from ghostsim.config.scenario import FIGURES, TABLES
 from ghostsim.errors import ConfigError, GhostsimError
 from ghostsim.metrics.collect import compare, moved, run_metrics, step_ms, step_rows
-from ghostsim.metrics.energy import tier_energy_per_bit
+from ghostsim.metrics.energy import static_watts
 from ghostsim.metrics.quality import quality, spread, step_quality, weights
 from ghostsim.metrics.require import missed
+from ghostsim.plan.plan import OPS
 
 SMALL = llama("layers=3")
 
@@ -62,7 +63,7 @@ def test_all_figures_are_finite(name, placement):
 
 def paths(node, path=""):
     if not isinstance(node, dict):
-        return [] if isinstance(node, str) else [path]
+        return [] if isinstance(node, str | bool) else [path]
     return [found for key, value in node.items() for found in paths(value, f"{path}.{key}" if path else key)]
 
 
@@ -70,6 +71,9 @@ def test_every_number_of_a_run_may_be_required():
     figures = run_metrics(run("ghostkv", CXL).record)
     lost = figures["quality"]["lost_mass"]
     figures["quality"] |= {"output_error": lost, "certified_mass": {"mean": 0, "max": 0}}  # null in this run
+    figures["prefetch"] = dict.fromkeys(
+        ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate", "late_ms"), 0
+    )
     assert {path for path in paths(figures) if path.split(".")[0] not in TABLES} == set(FIGURES)
 
 
@@ -102,6 +106,15 @@ def test_a_byte_counts_on_every_link_of_its_route():
     assert kv["cxl1"]["kv"] == pytest.approx(total / 2, abs=1)
 
 
+def test_a_recall_is_migration_on_its_link_and_on_the_path():
+    done = run("arkvale", OFFLOAD)
+    found, read = run_metrics(done.record), done.record.selection.read_tokens.sum() / 4 * 512
+    assert found["bytes_per_step"]["dram"]["kv"] == found["bytes_per_step"]["pcie0"]["kv"] == 0
+    assert found["bytes_per_step"]["pcie0"]["migrate"] == pytest.approx(read + 2 * 3 * 8 * 512)
+    path = found["critical_path_ms"]
+    assert path["migrate"] > path["fetch_queue"] + path["fetch_service"] == 0
+
+
 def test_a_scan_near_memory_crosses_no_link():
     record = run("ghostkv", CXL).record
     links = moved(record.plan, record.bound)
@@ -126,39 +139,63 @@ def test_ratios_above_one_are_better():
 # --- energy ---------------------------------------------------------------------------------------------------------
 
 
-def test_media_and_links_cost_their_bits():
+def energy_of(done):
+    """Return mJ per token by component, tokens, and bytes over the run by tier and link."""
+    figures = run_metrics(done.record)
+    steps = figures["step_ms"]["n"]
+    moved_bytes = {name: sum(causes.values()) * steps for name, causes in figures["bytes_per_step"].items()}
+    return figures["energy_mj_per_token"], figures["batch"] * steps, moved_bytes
+
+
+def test_copies_cost_the_host_memory_the_link_and_the_hbm_that_they_land_in():
     done = run("full", OFFLOAD)
-    figures = run_metrics(done.record)
+    energy, tokens, nbytes = energy_of(done)
     platform = done.record.platform
-    moved_bytes = sum(figures["bytes_per_step"]["pcie0"].values())
-    link = platform.links["pcie0"].energy
-    assert figures["energy_mj_per_token"]["pcie0"] == pytest.approx(moved_bytes * 8 * link / 1e9 / 2)
-    price = tier_energy_per_bit(platform, "hbm")
-    if price is not None:
-        hbm_bytes = sum(figures["bytes_per_step"]["hbm"].values())
-        assert figures["energy_mj_per_token"]["hbm"] == pytest.approx(hbm_bytes * 8 * price / 1e9 / 2)
+    gpu, host = platform.devices["gpu0"], platform.devices["host0"]
+    assert energy["pcie0"] == pytest.approx(nbytes["pcie0"] * 8 * platform.links["pcie0"].energy / 1e9 / tokens)
+    assert energy["dram"] == pytest.approx(nbytes["dram"] * 8 * host.memory.dram.energy / 1e9 / tokens)
+    landed = nbytes["hbm"] + nbytes["dram"]
+    assert energy["hbm"] == pytest.approx(landed * 8 * gpu.memory.dram.energy / 1e9 / tokens)
 
 
-def test_static_power_is_paid_for_the_time():
+def test_reads_in_place_land_nowhere():
+    done = run("full", replace(OFFLOAD, fetch="zero_copy"))
+    energy, tokens, nbytes = energy_of(done)
+    written = sum(moved(done.record.plan, done.record.bound)["dram"]["write"])  # leaves HBM by copy engine
+    price = done.record.platform.devices["gpu0"].memory.dram.energy
+    assert energy["hbm"] == pytest.approx((nbytes["hbm"] + written) * 8 * price / 1e9 / tokens)
+
+
+def test_static_power_of_every_device_is_paid_for_the_time_of_the_steps():
     done = run("full", HBM)
-    figures = run_metrics(done.record)
-    watts = sum(part.static for part in done.record.platform.devices.values())
-    joules = watts * figures["step_ms"]["mean"] / 1000 / 2
-    assert figures["energy_mj_per_token"]["static"] == pytest.approx(joules * 1000)
+    energy, tokens, _ = energy_of(done)
+    seconds = step_ms(done.record).sum() / 1000
+    paid = {name: energy[f"{name}.static"] * tokens / 1000 / seconds for name in done.record.platform.devices}
+    watts = {name: static_watts(part) for name, part in done.record.platform.devices.items()}
+    assert paid == pytest.approx(watts)
 
 
 def test_a_filter_near_memory_pays_for_its_arithmetic_and_the_gpu_does_not():
     done = run("ghostkv", CXL)
-    plan = done.record.plan
-    energy = run_metrics(done.record)["energy_mj_per_token"]
+    energy, tokens, _ = energy_of(done)
     scanned = done.record.selection.scanned.sum()
-    filter_part = done.record.platform.devices["cxl_exp0"].filter
-    assert energy["filter"] == pytest.approx(scanned * 128 * 4 * filter_part.energy / 1e9 / 8)
+    engine = done.record.platform.devices["cxl_exp0"].filter
+    filters = energy["cxl_exp0.filter"] + energy["cxl_exp1.filter"]
+    assert filters == pytest.approx(scanned * 128 * 4 * engine.energy / 1e9 / tokens)
     gemm = 2 * 2 * (3 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336) + 4096 * 128256) * 4
     attend = int((done.record.selection.hot_tokens + done.record.selection.read_tokens).sum()) * 4 * 128 * 4
     gpu = done.record.platform.devices["gpu0"]
-    assert energy["gpu_compute"] == pytest.approx((gemm + attend) * gpu.compute_energy / 1e9 / 8)
-    assert plan.steps == 4
+    assert energy["gpu0.tensor"] == pytest.approx((gemm + attend) * gpu.compute_energy / 1e9 / tokens)
+    assert "gpu0.vector" not in energy
+
+
+def test_a_scan_on_the_gpu_pays_for_scores_and_their_selection():
+    done = run("ghostkv", OFFLOAD)
+    energy, tokens, _ = energy_of(done)
+    plan = done.record.plan
+    macs = plan.flops[plan.op == OPS.index("scan")].sum() // 2 + plan.flops[plan.op == OPS.index("filter")].sum()
+    price = done.record.platform.devices["gpu0"].vector_energy
+    assert energy["gpu0.vector"] == pytest.approx(macs * price / 1e9 / tokens)
 
 
 def test_dpus_cost_power_while_they_run():
@@ -166,7 +203,7 @@ def test_dpus_cost_power_while_they_run():
     part = done.record.platform.devices["upmem0"]
     busy_s = done.record.utilisation["upmem0.dpus"] * done.end_ps / 1e12
     expected = part.ranks * part.dpu_power * busy_s * 1000 / 8
-    assert run_metrics(done.record)["energy_mj_per_token"]["dpus"] == pytest.approx(expected)
+    assert run_metrics(done.record)["energy_mj_per_token"]["upmem0.dpus"] == pytest.approx(expected)
 
 
 # --- quality --------------------------------------------------------------------------------------------------------

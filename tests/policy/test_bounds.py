@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghostsim.policy import bases, bounds
+from ghostsim.config.scores import Ball
+from ghostsim.policy import bases, bounds, pages
 from ghostsim.trace.format import Rope, open_trace
 from ghostsim.trace.rope import rotate
 
@@ -56,8 +57,6 @@ BUILD = {
     "quantised_mean": lambda k, m: bounds.QuantisedSketch.fit(k, pca(k, m), 4, "two", mean=mean_of(k)),
     "integer": lambda k, m: bounds.IntegerSketch.fit(k, pca(k, m), ranges=half(k)),
     "integer_mean": lambda k, m: bounds.IntegerSketch.fit(k, pca(k, m), 4, mean=mean_of(k)),
-    "balls": lambda k, m: bounds.Balls.fit(k, bounds.page_labels(len(k), 4)),
-    "subspace_balls": lambda k, m: bounds.Balls.fit(k, [labels_of(len(k), 5, s) for s in range(4)]),
     "ellipsoids": lambda k, m: bounds.Ellipsoids.fit(k, bounds.page_labels(len(k), 4)),
     "anchored": lambda k, m: bounds.AnchoredSketch.fit(k, labels_of(len(k), 3), pca(k, m)),
 }
@@ -179,9 +178,10 @@ def test_integer_scores_cost_little_more_than_exact_queries(recorded, bits):
 
 def test_a_group_of_one_key_is_that_key():
     queries, keys = vectors(4, "plain")
-    alone = np.arange(len(keys))
-    for index in (bounds.Balls.fit(keys, alone), bounds.Ellipsoids.fit(keys, alone)):
-        assert (index.upper(queries) - queries @ keys.T <= 2.0**-8 * slack(queries, keys) * 2.0**20).all()
+    ellipsoids = bounds.Ellipsoids.fit(keys, np.arange(len(keys)))
+    balls = pages.build_ball(keys, Ball(page=1))
+    for upper in (ellipsoids.upper(queries), balls.ask(queries, 1.0) @ balls.table.T):
+        assert (upper - queries @ keys.T <= 2.0**-8 * slack(queries, keys) * 2.0**20).all()
 
 
 def test_blocks_never_loosen_the_residual():
@@ -295,8 +295,7 @@ def test_bytes_per_token_are_what_is_stored():
     assert found["quantised_two2"] == 2 + 4
     assert found["quantised_box2"] == 2 + 2
     assert found["integer"] == 8 + 2 + 2
-    assert found["balls"] == found["ellipsoids"] == (2 * D + 2) / 4
-    assert found["subspace_balls"] == (2 * D * 5 + 2 * 4 * 5) / 32
+    assert found["ellipsoids"] == (2 * D + 2) / 4
     assert found["anchored"] == 2 * 8 + 2 + 2 + 2 * D * 3 / 32
 
 

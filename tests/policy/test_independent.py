@@ -9,24 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
+from loops import assert_reads, best, library, observed, pages, pins, prompt_rows, scores, softmax
+from loops import received as of_prompt
 
-from ghostsim import bundled
-from ghostsim.config.policy import Policy
 from ghostsim.policy.head import evaluate_group, evaluate_head
 from ghostsim.policy.orders import build_lsh
-from ghostsim.policy.variants import for_head, specialised
+from ghostsim.policy.variants import for_head
 
 N, STEPS, GROUP = 300, 4, 4
-
-
-def library(name, *changes, layer=5, layers=32, prompt=N):
-    """Return a policy of the library with texts of its file replaced, as it is in one layer."""
-    text = (bundled.folder("scenarios") / "policies" / f"{name}.yaml").read_text()
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return specialised(Policy.model_validate(yaml.safe_load(text)), layer, layers, prompt)
 
 
 @pytest.fixture
@@ -37,43 +27,6 @@ def head(cut):
 @pytest.fixture
 def pair(cut):
     return [cut(unit=unit, tokens=N, steps=STEPS) for unit in (4, 5)]
-
-
-def softmax(row):
-    e = np.exp(row - max(row))
-    return e / e.sum()
-
-
-def scores(head, s):
-    """Return the scores [g, N + s + 1] of step s."""
-    return head.scale * head.queries[s] @ head.keys[: N + s + 1].T
-
-
-def best(value, k, among):
-    return set(sorted(among, key=lambda i: (-value[i], i))[: max(0, k)])
-
-
-def pins(own, sinks, window):
-    return {i for i in range(own + 1) if i < sinks or i > own - window} | {own}
-
-
-def pages(chosen, page, own):
-    return {i for p in chosen for i in range(p * page, (p + 1) * page) if i <= own}
-
-
-def prompt_rows(head, w):
-    """Yield the probabilities [g, N] of the last w prompt queries, oldest first."""
-    for age in range(w, 0, -1):
-        row = np.zeros((GROUP, N))
-        for j in range(GROUP):
-            count = N - age + 1
-            row[j, :count] = softmax(head.scale * head.keys[:count] @ head.prompt_queries[-age, j])
-        yield row
-
-
-def assert_reads(rows, expected):
-    for s in range(STEPS):
-        assert rows.positions(s).tolist() == sorted(expected(s)), s
 
 
 # --- everything is read ---------------------------------------------------------------------------------------
@@ -151,9 +104,7 @@ def evicting(head, received, heavy, recent):
 
 def test_h2o(head):
     policy = library("h2o", ("topk: 1024", "topk: 40"), ("window: 1024", "window: 30"))
-    received = np.zeros((GROUP, N + STEPS))
-    for row in prompt_rows(head, len(head.prompt_queries)):
-        received[:, :N] += row
+    received = of_prompt(head)
     sets = evicting(head, received, 40, 30)
     assert_reads(evaluate_head(policy, head), lambda s: sets[s])
 
@@ -189,9 +140,7 @@ def test_scissorhands_drops_half_on_overflow(head):
 
 def snapped(head, w, kernel, mean):
     """Return the pooled sums of the observation window, one row per selection."""
-    seen = sum(prompt_rows(head, w))[:, : N - w]
-    around = [seen[:, max(0, i - 2) : i + 3] for i in range(N - w)]
-    pooled = np.stack([a.sum(1) / 5 if kernel == "avg" else a.max(1) for a in around], axis=1)
+    pooled = observed(head, w, kernel)
     return [pooled.mean(0)] if mean else list(pooled)
 
 
@@ -207,7 +156,7 @@ def test_pyramidkv_by_layer(head, mean):
     """A plain budget, one clipped to the prompt, and a prompt too short for a pyramid."""
     layers, w, beta = 8, 32, 20
     for layer in (0, 3, 7):
-        policy = library("pyramidkv", ("tokens: 2016", f"tokens: {mean}"), layer=layer, layers=layers)
+        policy = library("pyramidkv", ("tokens: 2016", f"tokens: {mean}"), layer=layer, layers=layers, prompt=N)
         least, most = mean // beta, 2 * mean - mean // beta
         if most >= N - w:
             most = N - w
@@ -446,9 +395,7 @@ def test_fastgen_takes_the_first_that_recovers_enough(head, least):
     classes = np.random.default_rng(2).choice([0, 0, 0, 1, 2], N + STEPS).astype(np.uint8)
     head = replace(head, token_class=classes)
     policy = library("fastgen", ("recover: 0.9", f"recover: {least}"))
-    received = np.zeros((GROUP, N + STEPS))
-    for row in prompt_rows(head, len(head.prompt_queries)):
-        received[:, :N] += row
+    received = of_prompt(head)
     share = int(0.3 * (N + STEPS))
 
     def held(strategy, end, kept):

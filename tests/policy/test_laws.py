@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from ghostsim.errors import ConfigError
 from ghostsim.policy.costs import index_stages, streams_of
-from ghostsim.policy.head import evaluate_head
+from ghostsim.policy.head import evaluate_group, evaluate_head
+from ghostsim.policy.rules import ledger
 
 SCORES = st.sampled_from(
     [
@@ -169,6 +170,109 @@ def test_a_cache_changes_where_tokens_come_from_and_not_which(make_policy, rando
     assert (cached.stream_tokens[2] <= tokens).all()
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_what_a_cache_recalls_moves_beside_what_is_attended(make_policy, random_head, pinned):
+    head = random_head(np.random.default_rng(4), 64, 6, 8, 1.0)
+    read = {"rule": {"topk": 20}, "score": "exact", "pin": {"window": 4} if pinned else {}}
+    by_misses = {
+        misses: evaluate_head(
+            make_policy(read | {"cache": {"tokens": 30, "misses": misses}}, {"select": "all", "role": "cold"}), head
+        )
+        for misses in ("read", "migrate")
+    }
+    apart, recalled = by_misses["read"], by_misses["migrate"]
+    assert (recalled.sets == apart.sets).all()
+    assert (recalled.stream_tokens[1] == apart.stream_tokens[1]).all()
+    assert (recalled.stream_tokens[[0, 2]].sum(axis=0) == recalled.hot_tokens + recalled.read_tokens).all()
+    assert (recalled.stream_bytes == 32 * recalled.stream_tokens).all()
+
+
+def cached(policy, heads, score, tokens):
+    """Return how many tokens a cache lacks, step by step: plain sets, the lowest score leaves first."""
+    held, missed = [set() for _ in heads], np.zeros((len(heads), heads[0].queries.shape[0]), dtype=int)
+    for s in range(missed.shape[1]):
+        for h, rows in enumerate(evaluate_group([policy], heads)[0]):
+            own = heads[h].context + s
+            read = {i for i in rows.positions(s).tolist() if i <= own - 4}
+            missed[h, s] = len(read - held[h])
+            worth = score(h, s)
+            keep = sorted((held[h] | read) - read, key=lambda i: (-worth[i], i))
+            held[h] = read | set(keep[: max(0, tokens - len(read))])
+    return missed
+
+
+def page_scores(head, s, reduce):
+    """Return the score of its page of 4 for every token but the last four, of the query heads agreed by `reduce`."""
+    size, table = head.context + s - 3, []
+    for q in head.queries[s]:
+        pages = [head.keys[p : min(p + 4, size)] for p in range(0, size, 4)]
+        full = [head.keys[p : p + 4] for p in range(0, size, 4)]
+        per_page = [head.scale * sum(np.maximum(q * k.min(0), q * k.max(0))) for k in full]
+        table.append(np.repeat(per_page, [len(k) for k in pages]))
+    return getattr(np, reduce)(table, axis=0)
+
+
+@pytest.mark.parametrize("more", [{}, {"then": [{"rule": {"topk": 9}, "score": "exact"}]}])
+def test_a_cache_that_goes_by_score_takes_the_page_scores_of_the_first_stage(make_policy, random_head, more):
+    head = random_head(np.random.default_rng(5), 61, 8, 8, 1.0)
+    read = {"rule": {"topk": 16}, "score": {"box": {"page": 4}}, "pin": {"window": 4}, **more}
+    policy = make_policy(read | {"cache": {"tokens": 40, "by": "score"}}, {"select": "all", "role": "cold"})
+    (missed,) = cached(policy, [head], lambda _, s: page_scores(head, s, "max"), 40)
+    assert evaluate_head(policy, head).stream_tokens[1].tolist() == missed.tolist()
+    assert 0 < missed[1:].sum() < evaluate_head(policy, head).read_tokens[1:].sum()
+
+
+def test_a_cache_that_goes_by_score_agrees_with_the_heads_it_chooses_with(make_policy, random_head):
+    heads = [random_head(np.random.default_rng(seed), 61, 8, 8, 1.0) for seed in (6, 7)]
+    read = {"rule": {"topk": 16}, "score": {"box": {"page": 4}}, "pin": {"window": 4}, "reduce": "mean"}
+    cache = {"scope": "layer", "cache": {"tokens": 40, "by": "score"}}
+    policy = make_policy(read | cache, {"select": "all", "role": "cold"})
+    wanted = cached(policy, heads, lambda _, s: np.mean([page_scores(h, s, "mean") for h in heads], axis=0), 40)
+    found = [rows.stream_tokens[1].tolist() for rows in evaluate_group([policy], heads)[0]]
+    assert found == wanted.tolist()
+
+
+def test_a_cache_by_score_of_a_rule_without_scores_is_refused(make_policy):
+    with pytest.raises(ValidationError, match=r"found cache.by score with the rule all, expected cache.by: lru"):
+        make_policy({"rule": "all", "cache": {"tokens": 9, "by": "score"}})
+
+
+@pytest.mark.parametrize("role", ["hot", "cold"])
+@pytest.mark.parametrize("pin", [{}, {"window": 5}, {"last_page": True}])
+def test_steps_that_are_verified_together_move_their_union_once(make_policy, random_head, role, pin):
+    head = random_head(np.random.default_rng(8), 62, 7, 8, 1.0)
+    read = {"rule": {"topk": 12}, "score": {"box": {"page": 4}}, "pin": pin}
+    keep = {"select": "all", "role": role}
+    alone = evaluate_head(make_policy(read, keep), head)
+    together = evaluate_head(make_policy(read | {"speculate": 3}, keep), head)
+    for start in (0, 3, 6):
+        steps = range(start, min(start + 3, 7))
+        union = set().union(*(alone.positions(s).tolist() for s in steps))
+        for s in steps:
+            assert together.positions(s).tolist() == sorted(i for i in union if i <= 62 + s)
+        assert together.stream_tokens[:, start].sum() == len(union)
+        assert together.stream_bytes[:, start].sum() == 32 * len(union)
+        assert not together.stream_tokens[:, steps[1:]].any()
+
+
+def test_a_cache_serves_steps_that_are_verified_together(make_policy, random_head):
+    head = random_head(np.random.default_rng(9), 62, 6, 8, 1.0)
+    read = {"rule": {"topk": 12}, "score": "exact", "pin": {"window": 5}, "speculate": 3}
+    plain = evaluate_head(make_policy(read, {"select": "all", "role": "cold"}), head)
+    rows = evaluate_head(make_policy(read | {"cache": {"tokens": 99}}, {"select": "all", "role": "cold"}), head)
+    first, second = ({i for i in plain.positions(s).tolist() if i <= 62 + s - 5} for s in (2, 5))
+    assert rows.stream_tokens[1, [0, 3]].tolist() == [len(first), len(second - first)]
+    assert (rows.stream_tokens.sum(axis=0) == plain.stream_tokens.sum(axis=0)).all()
+
+
+def test_the_oracle_is_computed_once_a_step(make_policy, random_head, monkeypatch):
+    built = []
+    monkeypatch.setattr("ghostsim.policy.cold.ledger", lambda *args: built.append(1) or ledger(*args))
+    head = random_head(np.random.default_rng(0), 64, 6, 8, 1.0)
+    evaluate_head(make_policy({"rule": {"topk": 9}, "score": "exact", "speculate": 3}), head)
+    assert len(built) == 6
+
+
 def test_ties_go_to_the_lower_position(make_policy, random_head):
     head = random_head(np.random.default_rng(0), 64, 2, 8, 1.0)
     head.keys[:] = head.keys[0]
@@ -176,6 +280,16 @@ def test_ties_go_to_the_lower_position(make_policy, random_head):
     assert rows.positions(0).tolist() == [0, 1, 2, 3, 4, 64]
     oracle = evaluate_head(make_policy({"rule": {"certify": 0.5}, "score": "exact"}), head)
     assert oracle.positions(0).tolist() == [*range(32), 64]
+
+
+def test_nothing_but_the_own_token_is_pinned_where_what_is_decoded_is_let_go(make_policy, random_head):
+    select = {"rule": {"topk": 9}, "score": {"obs": {"window": 4}}, "pin": {"window": 6}, "reduce": "mean"}
+    keep = {"every": "prefill_end", "select": select, "generated": False}
+    rows = evaluate_head(make_policy({"rule": "all"}, keep), random_head(np.random.default_rng(0), 64, 5, 8, 1.0))
+    for s in range(5):
+        assert len(rows.positions(s)) == 9 + 6 + 1
+        assert rows.positions(s)[-7:].tolist() == [*range(58, 64), 64 + s]
+        assert rows.hot_tokens[s] == 1
 
 
 def test_pins_that_keep_evicts_are_refused(make_policy, random_head):

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghostsim.policy.head import evaluate_head
+from ghostsim.policy.head import evaluate_head, evaluate_heads
 from ghostsim.policy.indexes import rounded_up
+from ghostsim.policy.rows import claims
+from ghostsim.trace.compose import compose
+from ghostsim.trace.format import open_trace
 
 SOUND = {
     "qkeys1": {"qkeys": {"bits": 1}},
@@ -132,6 +135,29 @@ def test_bounds_of_page_local_frames_hold(make_policy, cut, frame, single):
     rows = evaluate_head(certify(make_policy, score), head)
     assert not rows.violations.any()
     assert (rows.certified_mass >= rows.lost_mass).all()
+
+
+TRACES = ("code_4k", "facts_4k", "logs_4k", "manual_4k", "natural_4k", "tutorial_4k")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [None, 9000])
+@pytest.mark.parametrize("trace", TRACES)
+def test_no_policy_of_the_library_violates_its_bound_on_a_bundled_trace(shipped, trace, context):
+    """All policies that claim a proven bound, in all layers; composed contexts are of single precision."""
+    proven = [each for each in shipped.values() if claims(each) and not each.name.startswith("ghostkv_published")]
+    assert len(proven) >= 20
+    workload = compose([open_trace(trace)], None, requests=1, steps=2, context=context, seed=1)
+    broken: set[str] = set()
+    for unit in range(len(workload.heads)):
+        for policy, rows in zip(proven, evaluate_heads(proven, workload.head(unit)), strict=True):
+            assert rows.bound_checks.sum() > 0
+            broken |= {f"{policy.name}: bound"} if rows.violations.any() else set()
+            if rows.certified_mass is not None:
+                broken |= {f"{policy.name}: mass"} if (rows.certified_mass < rows.lost_mass).any() else set()
+            if policy.read.eps is not None:
+                broken |= {f"{policy.name}: eps"} if (rows.certified_mass > policy.read.eps).any() else set()
+    assert broken == set()
 
 
 def test_published_bound_is_violated_by_a_third_of_the_tokens(shipped, natural):

@@ -8,7 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from held_out import LIMIT, POINTS, STEPS, Cell, compare, curves, draws, pooled_classes
+from held_out import (
+    CURVE_SEEDS,
+    LENGTH,
+    LIMIT,
+    POINTS,
+    STEPS,
+    Cell,
+    compare,
+    curves,
+    curves_apart,
+    draws,
+    mean_curves,
+    pooled_classes,
+)
 
 from ghostsim.errors import TraceError, UsageError
 from ghostsim.study import synth
@@ -24,6 +37,12 @@ TEXT_DEPENDENT = {
     ("retrieval", "overlap"),
     ("semantic memory", "participation"),
 }
+
+DOCUMENTS = (*FITTED, HELD_OUT)
+# Source code repeats itself: the two KV heads of the last layer find their tokens again and attend a third of the width
+# that they need elsewhere. No draw of the other documents can know; they are as far from it themselves.
+TEXT_DEPENDENT_CURVES = {"code_4k": {"qkeys 4", "qkeys 8"}}
+OWN_POINTS = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +88,36 @@ def test_draws_are_no_further_from_another_document_than_the_fitted_one_is(cells
     assert [key for key, cell in cells.items() if cell.own_fault] == []
 
 
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory):
+    """Return the certified shares of each document, and of draws fitted to it."""
+    recorded = {name: curves(open_trace(name)) for name in DOCUMENTS}
+    folder = tmp_path_factory.mktemp("curves")
+    drawn = {name: mean_curves(open_trace(name), folder / name, CURVE_SEEDS, LENGTH) for name in DOCUMENTS}
+    return recorded, drawn
+
+
 @pytest.mark.slow
-def test_certified_elimination_is_within_five_points_of_a_document_not_fitted(made):
-    found = [curves(each, 32) for each in made]
-    held_out = curves(open_trace(HELD_OUT), 32)
-    apart = {name: np.mean([each[name] for each in found]) - held_out[name] for name in held_out}
-    assert {name: points for name, points in apart.items() if abs(points) > POINTS} == {}
+@pytest.mark.parametrize("left_out", DOCUMENTS)
+def test_certified_elimination_of_a_document_not_fitted_is_within_five_points_unless_the_text_decides(shares, left_out):
+    apart = curves_apart(*shares, left_out)
+    assert {index for index, at in apart.items() if abs(at.drawn) > POINTS} == TEXT_DEPENDENT_CURVES.get(
+        left_out, set()
+    )
+
+
+@pytest.mark.slow
+def test_text_decides_the_curves_in_which_fitted_documents_are_no_nearer_themselves(shares):
+    for left_out, indexes in TEXT_DEPENDENT_CURVES.items():
+        apart = curves_apart(*shares, left_out)
+        assert all(abs(apart[index].recorded) > POINTS for index in indexes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", DOCUMENTS)
+def test_draws_certify_what_the_documents_they_are_fitted_to_do_within_two_points(shares, left_out):
+    apart = curves_apart(*shares, left_out)
+    assert {index: at for index, at in apart.items() if abs(at.drawn - at.recorded) > OWN_POINTS} == {}
 
 
 def test_key_spectrum_and_norms_of_one_draw_are_the_recorded_ones(tmp_path):

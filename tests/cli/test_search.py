@@ -8,6 +8,7 @@ import pytest
 
 from ghostsim.errors import ConfigError, StoreError, UsageError
 from ghostsim.sweep import search as searching
+from ghostsim.sweep import store
 from ghostsim.sweep.executor import Crew, run_sweep
 from ghostsim.sweep.search import effective_search, run_search
 from ghostsim.sweep.sensitivity import run_sensitivity
@@ -162,6 +163,24 @@ def test_the_store_of_another_search_is_refused(spec, tmp_path):
         searched(spec(SEARCH, "3 * full", "4 * full"), tmp_path / "out", resume=True)
     with pytest.raises(StoreError, match="ghostsim search"):
         searched(spec(), tmp_path, resume=True)
+
+
+def test_a_damaged_study_is_named(spec, tmp_path):
+    path = spec(SEARCH, "trials: 10", "trials: 1")
+    searched(path, tmp_path / "out")
+    (tmp_path / "out" / "study.db").write_text("no database, but long enough to be looked at " * 40)
+    with pytest.raises(StoreError, match=r"study\.db: found a study that cannot be used"):
+        searched(path, tmp_path / "out", resume=True)
+
+
+def test_one_search_works_on_a_store_at_a_time(spec, tmp_path):
+    path = spec(SEARCH, "trials: 10", "trials: 1")
+    searched(path, tmp_path / "out")
+    with (
+        store.claimed(tmp_path / "out", searching._STUDY_LOCK),
+        pytest.raises(UsageError, match="another search at work"),
+    ):
+        searched(path, tmp_path / "out", resume=True)
 
 
 def test_what_the_search_varies_cannot_be_set(spec):

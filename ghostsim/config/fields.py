@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -45,9 +46,18 @@ def options(annotation: Any) -> Iterator[Any]:
 
 def models(annotation: Any) -> list[type[BaseModel]]:
     """Return the models among the alternatives of a type."""
-    return [part for part in options(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    known = _MODELS.get(id(annotation))
+    if known is None:
+        found = [part for part in options(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        known = _MODELS[id(annotation)] = annotation, found
+    return known[1]
 
 
+_MODELS: dict[int, tuple[Any, list[type[BaseModel]]]] = {}
+"""What `models` found, by the identity of the type, which lives on here: not every type has a hash."""
+
+
+@cache
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Return the fields of a model by the name they have in a document."""
     return {info.alias or name: info for name, info in model.model_fields.items()}

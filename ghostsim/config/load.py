@@ -482,10 +482,10 @@ def _kind_of_keys(root: Node) -> str | None:
     for kind, marker in (
         ("policy", "keep"),
         ("policy", "read"),
-        ("scenario", "runs"),
         ("search", "objectives"),
         ("search", "sensitivity"),
         ("sweep", "scenario"),
+        ("scenario", "runs"),
         ("outside", "systems"),
     ):
         if marker in keys:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ghostsim.config.load import load_search
 from ghostsim.config.ranges import Range, paths
 from ghostsim.config.search import Bound, Search, number_at
 from ghostsim.config.sweep import as_sets
-from ghostsim.errors import ConfigError, GhostsimError, UsageError
+from ghostsim.errors import ConfigError, GhostsimError, Location, StoreError, UsageError
 from ghostsim.metrics.require import figure
 from ghostsim.sweep import store, worker
 from ghostsim.sweep.cluster import WorkerLostError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "study.db"
+_STUDY_LOCK = "0"
 _STRICT = 1e-12
 """A gap above 0 for a bound that holds only with equality where it must hold strictly."""
 
@@ -130,7 +132,10 @@ def run_search(
     _optuna()
     crew.check()
     open_store(out, effective.document, store.SEARCH, resume=resume)
-    return _Run(out.resolve(), effective, crew, progress or (lambda _: None)).run(out)
+    with store.claimed(out, _STUDY_LOCK, wait=False) as mine:
+        if not mine:
+            raise UsageError(f"--resume: found another search at work in {out}, expected one at a time")
+        return _Run(out.resolve(), effective, crew, progress or (lambda _: None)).run(out)
 
 
 def _optuna() -> Any:  # noqa: ANN401  (a module without types: an extra)
@@ -181,13 +186,26 @@ class _Study:
         directions = [direction.replace("mise", "mize") for direction in search.objectives.values()]
         self._states = library.trial.TrialState
         self._search = search
-        self._kept = library.create_study(
-            storage=f"sqlite:///{file}", study_name="search", directions=directions, load_if_exists=True
-        )
+        self._file = file
         self._study = library.create_study(directions=directions)
-        self._study.add_trials(self._kept.trials)
+        with self._storage():
+            self._kept = library.create_study(
+                storage=f"sqlite:///{file}", study_name="search", directions=directions, load_if_exists=True
+            )
+            self._study.add_trials(self._kept.trials)
         self._told: dict[int, optuna.trial.FrozenTrial] = {}
         self._written = self.asked = len(self._study.trials)
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        """Say in one line what is wrong with the file."""
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (comes with Optuna)
+
+        try:
+            yield
+        except (SQLAlchemyError, _optuna().exceptions.OptunaError) as error:
+            reason = getattr(error.__cause__ or error, "orig", error)
+            raise StoreError(f"found a study that cannot be used ({reason})", Location(self._file)) from None
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         """Return a new trial and its settings."""
@@ -207,9 +225,10 @@ class _Study:
         else:
             self._study.tell(trial, state=self._states.FAIL)
         self._told[trial.number] = self._study.get_trials(deepcopy=False)[trial.number]
-        while self._written in self._told:
-            self._kept.add_trial(self._told.pop(self._written))
-            self._written += 1
+        with self._storage():
+            while self._written in self._told:
+                self._kept.add_trial(self._told.pop(self._written))
+                self._written += 1
 
     def trials(self) -> list[Trial]:
         """Return the trials that ended."""
@@ -386,12 +405,21 @@ def as_data(found: SearchResult) -> dict[str, Any]:
     }
 
 
+def _closest(trials: Sequence[Trial]) -> list[str]:
+    """Say by how much the trial that comes closest misses its worst bound."""
+    near = min((trial for trial in trials if trial.gaps), key=lambda trial: max(trial.gaps.values()), default=None)
+    if near is None:
+        return []
+    bound, gap = max(near.gaps.items(), key=lambda item: item[1])
+    return [f"closest: trial {near.number}, {gap:.3g} of the bound beyond {bound}"]
+
+
 def search_text(found: SearchResult) -> str:
     """Return the best points as a table."""
     data = as_data(found)
     head = f"{data['trials']} trials, {data['failed']} failed, {data['feasible']} meet the bounds"
     if not found.best:
-        return head
+        return "\n".join([head, *_closest(found.trials)])
     objectives = list(found.search.objectives.items())
     fields = [path for key in found.search.fields or {} for path in paths(key)[:1]]
     rows = [["trial", "point", *(f"{direction} {path}" for path, direction in objectives), *fields]]

@@ -27,7 +27,8 @@ from ghostsim.metrics.require import missed
 SWEEP, SEARCH, POINTS, TABLE = "sweep.yaml", "search.yaml", "points", "points.csv"
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
-_UNSAID = ("name", "summary")
+_UNSAID = ("name", "summary", "trials")
+"""Keys of a document that may change between a store and its continuation."""
 _WRITING_SHARE = 0.1
 """Largest share of the time that goes into rewriting the table of a large sweep."""
 

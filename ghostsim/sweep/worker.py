@@ -172,7 +172,9 @@ def _recall(point: str, folder: Path) -> bool:
             shutil.copyfile(entry / name, folder / name)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and _is_full(error):
+            raise
         cache.discard(_KIND, _key(point))
         return False
     text = json.dumps(manifest | {"argv": list(sys.argv)}, indent=1, allow_nan=False)

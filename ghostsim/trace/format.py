@@ -164,17 +164,21 @@ def open_trace(name_or_path: str | Path, base: Path | None = None) -> Trace:
     return _opened(folder, _stamps(folder))
 
 
-def _stamps(folder: Path) -> tuple[tuple[object, ...], ...]:
-    """Return what changes when a file of a folder does."""
-    stamps = []
-    for file in sorted(folder.iterdir()):
-        stat = file.lstat()
-        stamps.append((file.name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size))
-    return tuple(stamps)
+def _stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """Return what changes when a file of a trace does."""
+    return tuple(_stamp(folder / name) for name in (MANIFEST, *(f"{array}.npy" for array in ARRAY_NAMES)))
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
 
 
 @lru_cache(maxsize=_MOST_OPEN)
-def _opened(folder: Path, _: tuple[tuple[object, ...], ...]) -> Trace:
+def _opened(folder: Path, _: tuple[tuple[int, ...], ...]) -> Trace:
     trace, manifest = _open(folder)
     if sum(array.nbytes for array in trace.arrays().values()) < VERIFY_BELOW_BYTES:
         _check_values(trace, manifest)

@@ -8,6 +8,7 @@ import pytest
 
 from ghostsim.errors import ConfigError, StoreError, UsageError
 from ghostsim.sweep import search as searching
+from ghostsim.sweep import store
 from ghostsim.sweep.executor import Crew, run_sweep
 from ghostsim.sweep.search import effective_search, run_search
 from ghostsim.sweep.sensitivity import run_sensitivity
@@ -112,6 +113,12 @@ def test_what_is_tried_does_not_depend_on_an_interruption(spec, tmp_path, monkey
     assert (tmp_path / "out" / "points.csv").read_bytes() == (tmp_path / "whole" / "points.csv").read_bytes()
 
 
+def test_a_search_goes_on_with_more_trials(spec, tmp_path):
+    whole = searched(spec(), tmp_path / "whole")
+    searched(spec(SEARCH, "trials: 10", "trials: 3"), tmp_path / "out")
+    assert searched(spec(), tmp_path / "out", resume=True).trials == whole.trials
+
+
 def test_a_study_is_sqlite_that_other_programs_read(spec, tmp_path):
     searched(spec(), tmp_path / "out")
     with sqlite3.connect(tmp_path / "out" / "study.db") as database:
@@ -158,6 +165,24 @@ def test_the_store_of_another_search_is_refused(spec, tmp_path):
         searched(spec(), tmp_path, resume=True)
 
 
+def test_a_damaged_study_is_named(spec, tmp_path):
+    path = spec(SEARCH, "trials: 10", "trials: 1")
+    searched(path, tmp_path / "out")
+    (tmp_path / "out" / "study.db").write_text("no database, but long enough to be looked at " * 40)
+    with pytest.raises(StoreError, match=r"study\.db: found a study that cannot be used"):
+        searched(path, tmp_path / "out", resume=True)
+
+
+def test_one_search_works_on_a_store_at_a_time(spec, tmp_path):
+    path = spec(SEARCH, "trials: 10", "trials: 1")
+    searched(path, tmp_path / "out")
+    with (
+        store.claimed(tmp_path / "out", searching._STUDY_LOCK),
+        pytest.raises(UsageError, match="another search at work"),
+    ):
+        searched(path, tmp_path / "out", resume=True)
+
+
 def test_what_the_search_varies_cannot_be_set(spec):
     with pytest.raises(ConfigError, match="the search varies"):
         effective_search(spec(), [f"{LINK}=4"])
@@ -192,7 +217,7 @@ def test_bounds_that_no_point_meets_end_the_command_with_five(spec, tmp_path, gh
     spec(SEARCH.replace("trials: 10", "trials: 2"), "<= 3 * full", "<= 0.001 * full")
     ended = ghostsim("search", "spec.yaml", "--out", "out", cwd=tmp_path, GHOSTSIM_CACHE=str(selections))
     assert ended.returncode == 5, ended.stderr
-    assert ended.stdout.startswith("2 trials, 0 failed, 0 meet the bounds")
+    assert ended.stdout.startswith("2 trials, 0 failed, 0 meet the bounds\nclosest: trial ")
     assert ended.stderr.splitlines()[-2:] == [
         "error: found no point that meets the bounds, expected one; see points.csv", "out"]  # fmt: skip
 

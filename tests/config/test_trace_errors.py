@@ -399,6 +399,14 @@ def test_a_small_trace_is_checked_in_full_on_opening(tiny, name):
         open_trace(tiny)
 
 
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS)))
+def test_a_trace_that_changes_after_it_was_opened_is_checked_again(tiny, name):
+    assert open_trace(tiny) is open_trace(tiny)
+    CORRUPTIONS[name][0](tiny)
+    with pytest.raises(TraceError):
+        open_trace(tiny)
+
+
 def test_the_unharmed_trace_opens_and_is_memory_mapped_read_only(tiny):
     trace = check_trace(tiny)
     assert (trace.name, trace.prompt_len, trace.steps, trace.model.kept_layers) == ("tiny", PROMPT, STEPS, (0, 2))

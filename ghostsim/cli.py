@@ -124,7 +124,7 @@ def run(
     SCENARIO is a file or a bundled name; without --out the folder is runs/NAME, runs/NAME-2, ...
     """
     from ghostsim.config.load import load_scenario
-    from ghostsim.export.run_folder import default_out, simulator, staged, what_if_table, write_run
+    from ghostsim.export.run_folder import default_out, simulator, staged, write_run
     from ghostsim.report.page import write_report
     from ghostsim.report.text import summary_text
     from ghostsim.simulation import simulate
@@ -139,7 +139,7 @@ def run(
         write_report(temporary)
         _clear_progress(quiet=quiet)
     if as_json:
-        _print_json(result.metrics | {"what_if": what_if_table(result), "simulator": simulator(result)})
+        _print_json(result.metrics | {"simulator": simulator(result)})
     if not quiet:
         _tell(summary_text(folder))
     try:

@@ -80,7 +80,9 @@ RULES = {
     "properties": lambda _, value, schema, root: properties_fit(schema, value, root),
     "additionalProperties": lambda _, value, schema, root: properties_fit(schema, value, root),
     "patternProperties": lambda _, value, schema, root: properties_fit(schema, value, root),
-    "propertyNames": lambda given, value, _, root: all(accepts(given, key, root) for key in value),
+    "propertyNames": lambda given, value, _, root: (
+        not isinstance(value, dict) or all(accepts(given, key, root) for key in value)
+    ),
     "items": lambda _, value, schema, root: items_fit(schema, value, root),
     "prefixItems": lambda _, value, schema, root: items_fit(schema, value, root),
 }

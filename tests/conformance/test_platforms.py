@@ -8,6 +8,7 @@ import pytest
 from invented import CXL, HBM, PIM, llama, platform, policy, simulate, varied
 
 from ghostsim.config import catalogue
+from ghostsim.config.hardware import NearBankPim
 from ghostsim.devices.gpu_arch import gpu_spec
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.collect import moved, step_ms
@@ -25,7 +26,8 @@ def placements(name):
     if "cxl" in built.tiers and all(built.devices[each].filter for each in built.tiers["cxl"]):
         found["ghostkv_cxl"] = ("ghostkv", CXL)
     if "pim" in built.tiers:
-        found["ghostkv_pim"] = ("ghostkv", PIM)
+        banks = isinstance(built.devices[built.tiers["pim"][0]], NearBankPim)
+        found["ghostkv_pim"] = ("quest" if banks else "ghostkv", PIM)
     return found
 
 
@@ -59,13 +61,16 @@ def test_no_resource_is_busier_than_full_and_none_is_outrun(name, label):
 
 @pytest.mark.parametrize(("name", "label"), RUNS)
 def test_every_resource_serves_what_the_flows_cost(name, label):
-    """But for the whole picosecond that a flow ends on, 8 bytes of the fastest HBM."""
+    """But for the whole picosecond that a flow ends on, 8 bytes of the fastest HBM; turns of a bus take more."""
     done = run(name, label)
     expected = np.zeros(len(done.network.resources))
     for flow_class, nbytes in done.classes.items():
         for resource, cost in flow_class.route:
             expected[resource.index] += nbytes * cost
-    assert done.probe.units() == pytest.approx(expected, rel=1e-5, abs=1.0)
+    turns = np.array([resource.mix is not None for resource in done.network.resources.values()])
+    assert done.probe.units()[~turns] == pytest.approx(expected[~turns], rel=1e-5, abs=1.0)
+    assert (done.probe.units()[turns] >= expected[turns] * (1 - 1e-5) - 1).all()
+    assert (done.probe.units()[turns] <= expected[turns] * 1.05 + 1).all()
 
 
 @pytest.mark.parametrize(("name", "label"), RUNS)

@@ -307,7 +307,7 @@ def test_pins_that_keep_evicts_are_refused(make_policy, random_head):
         ({"rule": {"certify": 0.01}, "score": "age"}, None, "only a prior"),
         ({"rule": {"certify": 0.01}, "score": "exact", "reduce": "mean"}, None, "certify with reduce"),
         ({"rule": {"certify": 0.01}, "score": "exact"}, {"select": {"rule": "none"}}, "certify over an evicting"),
-        ({"rule": {"certify": 0.01}, "score": "exact"}, {"select": "all", "format": {"int": {}}}, "integer format"),
+        ({"rule": {"certify": 0.01}, "score": "exact"}, {"select": "all", "format": {"int": {}}}, "lossy format"),
         ({"rule": {"topk": 3}}, None, "without a score"),
         ({"rule": {"topk": 3}, "score": {"hist": {}}}, None, "in read"),
         ({"rule": "all", "pin": {"last_page": True}}, None, "without pages"),

@@ -24,7 +24,7 @@ run:              ## the main scenario
 	$(BIN)/ghostsim run cxl_pim
 
 bench:            ## speed of the engine and of a whole run
-	$(BIN)/pytest -q -s -m bench
+	$(BIN)/pytest -q -s -n 0 -m bench
 
 fit:              ## every fitted constant, from the reference tables
 	$(BIN)/python -m ghostsim.accuracy.fit

@@ -63,12 +63,14 @@ def test_files_that_exist_are_refused(refused, made):
         assert f"{option}: found" in refused(2, "frontier", "manual_4k", option, made[0] / name)
 
 
+@pytest.mark.slow
 def test_bad_names_end_in_one_line(refused):
     assert "no policy named 'qest'" in refused(3, "frontier", "manual_4k", "--policy", "qest")
     assert "rest_kv: needs values" in refused(4, "frontier", "manual_4k", "--policy", "rest_kv", "--steps", 1)
     refused(4, "frontier", "no_such_trace", "--policy", "full")
 
 
+@pytest.mark.slow
 def test_evaluate_tells_quality_in_depth(ghostsim, tmp_path):
     result = ghostsim("evaluate", "streaming_llm", "--trace", "manual_4k", "--out", "e", "--json", cwd=tmp_path)
     found = json.loads(result.stdout)
@@ -104,6 +106,7 @@ def test_list_all_adds_what_is_outside_and_why(ghostsim, tmp_path):
     assert all(set(each) == {"name", "kind", "path", "summary"} for each in added)
 
 
+@pytest.mark.slow
 def test_the_file_of_outside_systems_is_strict(ghostsim, refused, tmp_path):
     assert ghostsim("validate", bundled.folder("scenarios") / "outside" / "policies.yaml", cwd=tmp_path).returncode == 0
     (tmp_path / "twice.yaml").write_text("schema: 1\nsystems:\n  A: one\n  A: two\n")

@@ -279,6 +279,7 @@ def test_failed_run_leaves_nothing(folder, tmp_path, ghostsim):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_code_and_leave_nothing(folder, tmp_path, number, code):
     process = subprocess.Popen(
@@ -294,6 +295,7 @@ def test_signals_end_with_their_code_and_leave_nothing(folder, tmp_path, number,
     assert [path.name for path in tmp_path.iterdir() if path.name != "c"] == []
 
 
+@pytest.mark.slow
 def test_read_only_cache_is_worked_around(folder, tmp_path, ghostsim):
     (tmp_path / "cache").write_text("a file where the cache should be")
     again = ghostsim(
@@ -317,6 +319,7 @@ def test_effective_config_has_no_names_left_to_resolve(done, folder):
     assert isinstance(config["runs"]["quest"]["policy"], dict)
 
 
+@pytest.mark.slow
 def test_trace_beside_the_scenario_is_found_from_anywhere_and_again(folder, tmp_path, ghostsim):
     shutil.copytree(bundled.folder("traces") / "manual_4k", tmp_path / "scenarios" / "mine")
     text = SCENARIO.replace("natural_4k, steps: 4", "mine, steps: 2")

@@ -252,6 +252,7 @@ def effects(path, out):
     return {effect.assumption.paths[0]: effect for effect in found.effects}, found
 
 
+@pytest.mark.slow
 def test_effects_are_those_of_runs_by_hand(spec, tmp_path):
     by_path, found = effects(spec(SENSITIVITY), tmp_path / "out")
     effect = by_path["platform.devices.switch0.hop"]
@@ -267,6 +268,7 @@ def test_effects_are_those_of_runs_by_hand(spec, tmp_path):
     assert [each.size for each in found.effects] == sorted((each.size for each in found.effects), reverse=True)
 
 
+@pytest.mark.slow
 def test_a_number_that_two_devices_take_from_one_part_is_one_assumption(spec, tmp_path):
     by_path, _ = effects(spec(SENSITIVITY), tmp_path / "out")
     assert by_path["platform.devices.cxl_exp0.filter.macs"].assumption.paths == (
@@ -275,6 +277,7 @@ def test_a_number_that_two_devices_take_from_one_part_is_one_assumption(spec, tm
     )
 
 
+@pytest.mark.slow
 def test_a_verdict_on_the_edge_is_flipped_by_what_moves_it(spec, tmp_path):
     (tmp_path / "tiny.yaml").write_text(SCENARIO.replace("baseline: [full]", "baseline: [beside]"))
     by_path, found = effects(spec(SENSITIVITY, "[full, offload]", "[beside, offload]"), tmp_path / "out")
@@ -284,6 +287,7 @@ def test_a_verdict_on_the_edge_is_flipped_by_what_moves_it(spec, tmp_path):
         assert (path in flips) == any((side > 1) != (found.ratios["beside"]["offload"] > 1) for side in sides)
 
 
+@pytest.mark.slow
 def test_a_change_that_is_no_platform_is_left_empty(spec, tmp_path):
     by_path, _ = effects(spec(SENSITIVITY), tmp_path / "out")
     effect = by_path["platform.devices.cxl_exp0.memory.efficiency"]
@@ -298,6 +302,7 @@ def test_sensitivity_needs_a_baseline(spec, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_the_effects(spec, tmp_path, ghostsim, selections):
     spec(SENSITIVITY)
     ended = ghostsim("search", "spec.yaml", "--out", "out", "--json", cwd=tmp_path, GHOSTSIM_CACHE=str(selections))

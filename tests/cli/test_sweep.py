@@ -234,6 +234,7 @@ def test_a_set_that_cannot_be_is_refused_before_anything_is_written(sweep, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_table(sweep, tmp_path, monkeypatch):
     path = sweep("grid: {workload.batch: [1, 2, 3, 1000000], platform.links.cxl0.width: [4, 8]}")
     monkeypatch.setenv("GHOSTSIM_CACHE", str(tmp_path / "one"))
@@ -369,6 +370,7 @@ def test_a_cluster_whose_workers_die_computes_the_same_table(sweep, tmp_path, mo
     assert (out / "points.csv").read_bytes() == (here.folder / "points.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["no-scheme", "tcp://127.0.0.1:9"])
 def test_a_scheduler_that_does_not_answer_is_one_line(sweep, tmp_path, refused, monkeypatch, address):
     pytest.importorskip("distributed")

@@ -201,6 +201,7 @@ def test_bundled_trace_warns_of_its_missing_sinks(natural):
     assert [row["source"] for row in found["published"] if row["source"] not in text] == []
 
 
+@pytest.mark.slow
 def test_info_command_is_quick_and_writes_the_page(tmp_path):
     page = tmp_path / "page.html"
     command = [sys.executable, "-m", "ghostsim", "trace", "info", "natural_4k", "--report", str(page)]

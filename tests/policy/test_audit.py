@@ -246,6 +246,7 @@ def run(*args, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_prints_writes_and_refuses(small, tmp_path):
     done = run(small.path, "--steps", 2, "--json", "--out", "a.csv", "--report", "a.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -178,7 +178,8 @@ def report(folder: Path, quiet: Quiet = False) -> None:
             loaded = load_scenario(folder / "config.yaml")
         except ConfigError as error:
             raise StoreError(str(error)) from None
-        write_run_timeline(folder / "timeline.json.gz", simulate(loaded.scenario, folder, 0, say))
+        result = simulate(loaded.scenario, folder, 0, say)
+        write_run_timeline(folder / "timeline.json.gz", result, loaded.document)
         _clear_progress(quiet=quiet)
     _tell(str(write_report(folder)))
 

@@ -24,6 +24,7 @@ FIGURES = [
     "throughput",
     "latency",
     "critical-path",
+    "frontier",
     "quality",
     "bounds",
     "elimination",
@@ -133,9 +134,11 @@ def test_every_drawing_is_a_valid_plotly_figure_with_titled_axes(run_folder):
 
 def test_no_trace_is_told_apart_by_colour_alone(run_folder):
     drawn = plots(render(run_folder))
-    for key in ("critical-path", "energy", "capacity", "elimination"):
+    for key in ("critical-path", "energy", "capacity"):
         looks = [json.dumps(trace["marker"].get("pattern", {}).get("shape")) for trace in drawn[key][0]["data"]]
         assert len(set(looks)) == len(looks)
+    symbols = [trace["marker"]["symbol"] for trace in drawn["elimination"][0]["data"]]
+    assert len(set(symbols)) == len(symbols)
     dashes = [trace["line"]["dash"] + trace["marker"]["symbol"] for trace in drawn["lost-by-step"][0]["data"]]
     assert len(set(dashes)) == len(dashes)
 

@@ -154,6 +154,41 @@ def run_mark(label: str, index: int, **more: Any) -> Trace:  # noqa: ANN401  (Pl
     }
 
 
+_LEAST_LOSS = 1e-8
+_LOSS_SCALE = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
+"""Viridis: its lightness falls evenly, so it also reads in grey."""
+
+
+def loss_colour(lost: float) -> str:
+    """Return the colour of a lost mass, from 1e-8 or less to all, on a logarithmic scale."""
+    place = (math.log10(max(_LEAST_LOSS, lost)) / 8 + 1) * (len(_LOSS_SCALE) - 1)
+    low = min(int(place), len(_LOSS_SCALE) - 2)
+    pairs = zip(_LOSS_SCALE[low], _LOSS_SCALE[low + 1], strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in pairs)
+
+
+def loss_bar() -> Trace:
+    """Return a trace that draws nothing but the scale of `loss_colour`."""
+    steps = len(_LOSS_SCALE) - 1
+    bar = {
+        "title": {"text": "lost, worst"},
+        "tickvals": [-8, -6, -4, -2, 0],
+        "ticktext": ["1e-8", "1e-6", "1e-4", "1e-2", "1"],
+        "thickness": 12,
+    }
+    scale = [[index / steps, loss_colour(10 ** (8 * index / steps - 8))] for index in range(steps + 1)]
+    marker = {"color": [0], "cmin": -8, "cmax": 0, "colorscale": scale, "showscale": True, "colorbar": bar}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "lost mass",
+        "x": [None],
+        "y": [None],
+        "showlegend": False,
+        "marker": marker,
+    }
+
+
 def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)
     """Return a category axis with the first label on top."""
     listed = {"type": "category", "categoryorder": "array", "categoryarray": list(labels)}

@@ -41,7 +41,7 @@ def utilisation(run: RunFolder) -> Figure:
         "texttemplate": "%{text}",
         "zmin": 0,
         "zmax": 100,
-        "colorscale": [[0, "#eef2f7"], [0.5, "#6fa8d6"], [1, "#08306b"]],
+        "colorscale": [[0, "rgba(110,160,210,0.08)"], [0.5, "#5b9bd0"], [1, "#d55e00"]],
         "colorbar": {"title": {"text": "busy, %"}, "thickness": 12},
         "xgap": 2,
         "ygap": 2,

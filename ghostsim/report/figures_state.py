@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,13 @@ from ghostsim.report.figure import (
     View,
     axis,
     log_axis,
+    loss_bar,
+    loss_colour,
     plot,
     run_mark,
     short,
 )
+from ghostsim.report.pareto import undominated
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import Runs, all_bytes
 from ghostsim.report.words import byte_unit, listing, number, share, size
@@ -41,23 +43,11 @@ def frontier(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
         _frontier_mark(label, each, index, factor, label in best) for index, (label, each) in enumerate(runs.items())
     ]
     across = [all_bytes(each) / factor for each in runs.values()]
-    colours = {
-        "colorscale": [[0, "#fde725"], [0.5, "#21918c"], [1, "#440154"]],
-        "cmin": -8,
-        "cmax": 0,
-        "colorbar": {
-            "title": {"text": "lost, worst"},
-            "tickvals": [-8, -6, -4, -2, 0],
-            "ticktext": ["1e-8", "1e-6", "1e-4", "1e-2", "1"],
-            "thickness": 12,
-        },
-    }
     drawn = plot(
-        traces,
+        [*traces, loss_bar()],
         480,
         xaxis=log_axis(f"Index and KV bytes per step and request, {unit} (log)", across),
         yaxis=log_axis("Step latency p95, ms (log)", [each["step_ms"]["p95"] for each in runs.values()]),
-        coloraxis=colours,
     )
     header = ["Run", "Bytes per step and request", "Step p95, ms", "Lost mass max", "Batch", "Not dominated"]
     rows = [
@@ -73,25 +63,21 @@ def frontier(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
 
 
 def _undominated(runs: Runs) -> list[str]:
-    costs = {
-        label: (all_bytes(each), each["step_ms"]["p95"], max(_FLOOR, each["quality"]["lost_mass"]["max"]))
-        for label, each in runs.items()
-    }
-    return [
-        label
-        for label, mine in costs.items()
-        if not any(other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for other in costs.values())
-    ]
+    return undominated(
+        {
+            label: (all_bytes(each), each["step_ms"]["p95"], max(_FLOOR, each["quality"]["lost_mass"]["max"]))
+            for label, each in runs.items()
+        }
+    )
 
 
 def _frontier_mark(label: str, each: Mapping[str, Any], index: int, factor: float, best: bool) -> Trace:
-    lost = max(_FLOOR, each["quality"]["lost_mass"]["max"])
+    lost = each["quality"]["lost_mass"]["max"]
     symbol = SYMBOLS[index % len(SYMBOLS)]
     marker = {
         "symbol": symbol if best else f"{symbol}-open",
         "size": 15,
-        "color": [short(math.log10(lost))],
-        "coloraxis": "coloraxis",
+        "color": loss_colour(lost),
         "line": {"width": 1 if best else 3},
     }
     return {
@@ -101,7 +87,7 @@ def _frontier_mark(label: str, each: Mapping[str, Any], index: int, factor: floa
         "meta": {"run": label},
         "x": [short(all_bytes(each) / factor)],
         "y": [short(each["step_ms"]["p95"])],
-        "customdata": [f"{size(all_bytes(each))}, {share(each['quality']['lost_mass']['max'])} lost at worst"],
+        "customdata": [f"{size(all_bytes(each))}, {share(lost)} lost at worst"],
         "marker": marker,
         "hovertemplate": "%{fullData.name}: %{y:.4~g} ms, %{customdata}<extra></extra>",
     }
@@ -178,13 +164,13 @@ def roofline(run: RunFolder) -> Figure | None:
     sums = _kernel_sums(run.timeline.slices)
     if not sums:
         return None
-    labels, kernels = list(run.metrics["runs"]), list(dict.fromkeys(kernel for _, kernel in sums))
+    kernels = list(dict.fromkeys(kernel for _, kernel in sums))
     points = {key: (flops / nbytes, flops / seconds) for key, (flops, nbytes, seconds) in sums.items()}
     intensities = [x for x, _ in points.values()]
     low, high = min(intensities) / 2, max(intensities) * 2
     roofs = _roofs(run, low, high)
-    present = dict.fromkeys(label for label, _ in points)
-    traces = [*roofs, *(_roof_marks(label, labels.index(label), kernels, points) for label in present)]
+    labels = dict.fromkeys([*run.metrics["runs"], *(label for label, _ in points)])
+    traces = [*roofs, *(_roof_marks(label, index, kernels, points) for index, label in enumerate(labels))]
     ceiling = [y for roof in roofs for y in roof["y"]]
     drawn = plot(
         traces,

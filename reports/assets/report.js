@@ -139,7 +139,7 @@
     node.on("plotly_unhover", () => hover(null, node));
     node.on("plotly_click", (event) => {
       const point = event.points[0];
-      const page = point.data.meta?.pages?.[point.pointNumber];
+      const page = [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
       if (page) window.location.assign(page);
       else if (runOf(point) !== null) pickRun(runOf(point));
     });

@@ -1,53 +1,21 @@
 """Does a browser draw the report, offline, without an error, and without running what a file smuggles in?"""
 
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
+from browsing import CHROMIUM, browse, drawn, figures
 
 from ghostsim.report.page import render_compare, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
 ]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=10000 "
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost"
-)
-
-
-def browse(page, profile, *more):
-    """Return the DOM after scripts ran, and what the console said."""
-    flags = re.split(r" (?=--)", FLAGS)
-    done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=os.environ | {"LANG": "C.UTF-8"},
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def drawn(dom):
-    """Return the figures whose drawing is there."""
-    parts = re.findall(r'<figure id="([a-z-]+)"[^>]*>(.*?)</figure>', dom, re.DOTALL)
-    return {key for key, body in parts if 'class="main-svg"' in body or 'class="topology"' in body}
-
-
-def figures(dom):
-    return set(re.findall(r'<figure id="([a-z-]+)"[^>]*>', dom))
 
 
 def test_every_figure_renders_offline_without_console_error(run_folder, tmp_path):
     dom, console = browse(write_report(run_folder), tmp_path / "profile")
-    assert len(figures(dom)) == 16
+    assert len(figures(dom)) == 18
     assert drawn(dom) == figures(dom)
     assert console == []
 

@@ -31,11 +31,13 @@ FIGURES = [
     "lost-by-step",
     "lost-by-context",
     "bytes",
+    "state",
     "energy",
     "capacity",
     "topology",
     "utilisation",
     "over-time",
+    "roofline",
     "layer",
 ]
 
@@ -185,7 +187,7 @@ def test_text_from_files_cannot_inject_markup(hostile_folder):
 
 def test_report_without_a_timeline_leaves_its_figures_out(run_folder):
     (run_folder / "timeline.json.gz").unlink()
-    assert list(_Page(own_part(render(run_folder))).figures) == FIGURES[:-2]
+    assert list(_Page(own_part(render(run_folder))).figures) == FIGURES[:-3]
 
 
 def test_directory_mode_shares_one_script(run_folder):

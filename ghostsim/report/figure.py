@@ -116,8 +116,12 @@ def _ticks(low: float, high: float) -> list[float]:
     inside = [each for each in series if low / 1.1 <= each <= high * 1.1]
     if len(inside) >= 4:
         return inside
-    step = next(each for each in series if (high - low) / each < 6) if high > low else high
-    return [step * count for count in range(math.floor(low / step), math.ceil(high / step) + 1) if count]
+    raw = (high - low) / 5
+    if raw <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(digit for digit in (1, 2, 5, 10) if digit * power >= raw)
+    return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def dots(labels: Sequence[str], parts: Mapping[str, Sequence[float | None]], hover: str) -> list[Trace]:

@@ -324,7 +324,9 @@ def lost_by_context(run: RunFolder) -> Figure | None:
             [label, number(point["context_tokens"], 9), share(point["mean"]), share(point["max"])] for point in points
         ]
     up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e")
-    drawn = plot(traces, 380, xaxis=axis("Context, tokens (log)", type="log"), yaxis=up)
+    drawn = plot(
+        traces, 380, xaxis=log_axis("Context, tokens (log)", [x for trace in traces for x in trace["x"]]), yaxis=up
+    )
     caption = "The left end is the recorded length, the right end the length that was simulated from it."
     return Figure(
         "lost-by-context",

@@ -73,8 +73,13 @@ def write_report(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> Path:
     page = run_dir / "report.html"
     write_text(page, render(run_dir, plotlyjs))
     if plotlyjs == "directory" and not (run_dir.resolve().parent / _SHARED).exists():
-        write_text(run_dir.resolve().parent / _SHARED, get_plotlyjs())
+        write_plotly(run_dir.resolve().parent)
     return page
+
+
+def write_plotly(folder: Path) -> None:
+    """Write the script that pages in the folders below `folder` share."""
+    write_text(folder / _SHARED, get_plotlyjs())
 
 
 def render_compare(run_dirs: Sequence[Path]) -> str:

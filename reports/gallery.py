@@ -20,9 +20,10 @@ from ghostsim.report.verdict import verdict
 
 GALLERY = Path(__file__).parent / "gallery"
 SCENARIOS = ("cxl_pim", "recorded_4k", "filter_sites", "prefetch", "resurrection", "dense_hbm", "serving_chat")
+"""Those whose runs take seconds to a minute."""
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000 --window-size=1080,1240"
+    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000 --window-size=1080,1180 --force-device-scale-factor=0.7"
 )
 
 
@@ -57,7 +58,7 @@ def _picture(page: Path, target: Path) -> None:
         sys.exit("found no chromium, expected it for the pictures, e.g. apt-get install chromium")
     with tempfile.TemporaryDirectory() as profile:
         flags = [*_FLAGS.split(), f"--user-data-dir={profile}", f"--screenshot={target}"]
-        subprocess.run([chromium, *flags, page.resolve().as_uri()], check=True, capture_output=True, timeout=120)
+        subprocess.run([chromium, *flags, f"{page.resolve().as_uri()}#speed"], check=True, capture_output=True, timeout=120)
 
 
 def _index() -> str:
@@ -77,7 +78,7 @@ def _entry(name: str) -> str:
     link = f"{name}/report.html"
     return (
         f'<li><h2><a href="{link}">{name}</a></h2><p>{heading}</p>'
-        f'<a href="{link}"><img src="{name}.png" alt="The top of the report of {name}" loading="lazy"></a></li>\n'
+        f'<a href="{link}"><img src="{name}.png" alt="Tokens per second and step latency in the report of {name}" loading="lazy"></a></li>\n'
     )
 
 

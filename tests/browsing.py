@@ -22,11 +22,11 @@ FLAGS = (
 )
 
 
-def browse(page, profile, *more):
+def browse(page, profile, *more, fragment=""):
     """Return the DOM after scripts ran, and what the console said."""
     flags = re.split(r" (?=--)", FLAGS)
     done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri()],
+        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri() + fragment],
         capture_output=True,
         text=True,
         timeout=120,

@@ -114,6 +114,8 @@
     }
     emphasiseAll(picked);
     mark(picked);
+    const fragment = picked === null ? "" : `#run=${encodeURIComponent(runs.get(picked))}`;
+    history.replaceState(null, "", window.location.pathname + fragment);
   };
 
   const runOf = (point) => {
@@ -185,7 +187,13 @@
     }
   };
 
-  document.querySelectorAll(".plot").forEach(draw);
+  const pickFromAddress = () => {
+    const [, named] = /^#run=(.*)$/.exec(window.location.hash) ?? [];
+    const run = named === undefined ? null : escaped(decodeURIComponent(named));
+    if (runs.has(run) && run !== picked) pickRun(run);
+  };
+
+  Promise.all([...document.querySelectorAll(".plot")].map(draw)).then(pickFromAddress);
   document.querySelectorAll("select[data-figure]").forEach((select) => {
     select.addEventListener("change", () => pick(select));
   });

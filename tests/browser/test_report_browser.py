@@ -34,6 +34,18 @@ def ink(dom):
     return re.search(r'class="xtitle"[^>]*fill: (rgb\([^)]*\))', dom)[1]
 
 
+def test_a_run_picked_by_address_stands_out_in_every_figure_and_table(run_folder, tmp_path):
+    dom, console = browse(write_report(run_folder), tmp_path / "profile", fragment="#run=quest")
+    assert re.findall(r'<button[^>]*data-run="([^"]*)"[^>]*aria-pressed="true"', dom) == ["quest"]
+    assert re.search(r'<tr class="on"><th scope="row">quest</th>', dom)
+    assert not re.search(r'<tr class="on"><th scope="row">(?!quest<)', dom)
+    parts = dict(re.findall(r'<figure id="([a-z-]+)"[^>]*>(.*?)</figure>', dom, re.DOTALL))
+    assert "fill-opacity: 0.22" in parts["throughput"]
+    assert "opacity: 0.15" in parts["quality"]
+    assert "opacity: 0.15" in parts["frontier"]
+    assert console == []
+
+
 def test_shared_script_draws_too(run_folder, tmp_path):
     dom, console = browse(write_report(run_folder, "directory"), tmp_path / "profile")
     assert drawn(dom) == figures(dom)

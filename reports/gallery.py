@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from html import escape
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from ghostsim.report.facts import facts_of
 from ghostsim.report.page import render, write_plotly, write_text
@@ -23,7 +25,8 @@ SCENARIOS = ("cxl_pim", "recorded_4k", "filter_sites", "prefetch", "resurrection
 """Those whose runs take seconds to a minute."""
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000 --window-size=1080,1180 --force-device-scale-factor=0.7"
+    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000 "
+    "--window-size=1080,2060 --force-device-scale-factor=0.55"
 )
 
 
@@ -58,35 +61,17 @@ def _picture(page: Path, target: Path) -> None:
         sys.exit("found no chromium, expected it for the pictures, e.g. apt-get install chromium")
     with tempfile.TemporaryDirectory() as profile:
         flags = [*_FLAGS.split(), f"--user-data-dir={profile}", f"--screenshot={target}"]
-        subprocess.run([chromium, *flags, f"{page.resolve().as_uri()}#speed"], check=True, capture_output=True, timeout=120)
+        command = [chromium, *flags, page.resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 def _index() -> str:
-    style = (Path(__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")
-    names = [name for name in SCENARIOS if (GALLERY / name / "report.html").is_file()]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Gallery &ndash; ghostsim</title>\n'
-        f"<style>{style}{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Reports of the bundled scenarios</h1>\n"
-        "<p>Each is what <code>ghostsim run NAME</code> writes. Make them again with <code>make gallery</code>.</p>\n"
-        f'<ul class="gallery">\n{"".join(map(_entry, names))}</ul>\n</main>\n</body>\n</html>\n'
-    )
-
-
-def _entry(name: str) -> str:
-    heading = escape((GALLERY / name / "summary.txt").read_text(encoding="utf-8").strip())
-    link = f"{name}/report.html"
-    return (
-        f'<li><h2><a href="{link}">{name}</a></h2><p>{heading}</p>'
-        f'<a href="{link}"><img src="{name}.png" alt="Tokens per second and step latency in the report of {name}" loading="lazy"></a></li>\n'
-    )
-
-
-_STYLE = (
-    ".gallery { list-style: none; padding: 0; display: grid; gap: 2rem; "
-    "grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); } "
-    ".gallery img { width: 100%; border: 1px solid var(--line); border-radius: 8px; } .gallery h2 { margin-top: 0; }"
-)
+    headings = {name: GALLERY / name / "summary.txt" for name in SCENARIOS}
+    reports = {name: path.read_text(encoding="utf-8").strip() for name, path in headings.items() if path.is_file()}
+    root = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(root / "templates"), autoescape=True, trim_blocks=True)
+    style = Markup((root / "assets" / "report.css").read_text(encoding="utf-8"))  # noqa: S704  (our own file)
+    return environment.get_template("gallery.html.j2").render(reports=reports, style=style)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-.PHONY: setup quick test lint types run bench fit
+.PHONY: setup quick test lint types run bench fit gallery
 
 BIN := .venv/bin
 
@@ -28,3 +28,6 @@ bench:            ## speed of the engine and of a whole run
 
 fit:              ## every fitted constant, from the reference tables
 	$(BIN)/python -m ghostsim.accuracy.fit
+
+gallery:          ## finished reports of the bundled scenarios, with pictures
+	$(BIN)/python reports/gallery.py

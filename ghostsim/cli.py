@@ -160,11 +160,44 @@ def _check_requirements(bounds: Sequence[str], metrics: dict[str, Any]) -> None:
 
 
 @app.command()
-def report(folder: Path, quiet: Quiet = False) -> None:
-    """Render the report of a run folder again.
+def report(
+    folder: Path,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Folder to write tables to, as CSV.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="The same as Parquet; needs pyarrow.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the tables that are there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Render the report of a run folder again, the page of a sweep, or tables for other tools.
 
-    A folder without a timeline, such as a point of a sweep, is simulated again first.
+    A folder without a timeline, such as a point of a sweep, is simulated again first. With --csv or --parquet only
+    tables are written: steps, metrics, waits and what_if, with units in their columns.
     """
+    if csv is not None or parquet is not None:
+        _write_tables(folder, {"csv": csv, "parquet": parquet}, force=force)
+        return
+    if (folder / "points.csv").is_file():
+        from ghostsim.report.sweep_page import write_sweep_report
+
+        _tell(str(write_sweep_report(folder)))
+        return
+    _render_run(folder, quiet=quiet)
+
+
+def _write_tables(folder: Path, targets: dict[Literal["csv", "parquet"], Path | None], *, force: bool) -> None:
+    from ghostsim.export.tables import write_tables
+    from ghostsim.report.run_tables import run_tables
+    from ghostsim.report.store import load_run
+
+    tables = run_tables(load_run(folder))
+    for form, target in targets.items():
+        if target is not None:
+            for name in tables:
+                _check_new(f"--{form}", target / f"{name}.{form}", force=force)
+            write_tables(target, tables, form)
+            _tell(str(target))
+
+
+def _render_run(folder: Path, *, quiet: bool) -> None:
     from ghostsim.config.load import load_scenario
     from ghostsim.export.run_folder import write_run_timeline
     from ghostsim.report.page import write_report
@@ -178,7 +211,8 @@ def report(folder: Path, quiet: Quiet = False) -> None:
             loaded = load_scenario(folder / "config.yaml")
         except ConfigError as error:
             raise StoreError(str(error)) from None
-        write_run_timeline(folder / "timeline.json.gz", simulate(loaded.scenario, folder, 0, say))
+        result = simulate(loaded.scenario, folder, 0, say)
+        write_run_timeline(folder / "timeline.json.gz", result, loaded.document)
         _clear_progress(quiet=quiet)
     _tell(str(write_report(folder)))
 
@@ -234,7 +268,9 @@ def sweep(
     out: Out = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Points that run at once.")] = 1,
     resume: Resume = False,
-    reports: Annotated[bool, typer.Option("--reports", help="Write report and timeline of every point.")] = False,
+    reports: Annotated[
+        bool, typer.Option("--reports", help="Write a page of the sweep, and reports of its points.")
+    ] = False,
     scheduler: Scheduler = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -260,6 +296,10 @@ def sweep(
         reports=reports,
         scheduler=scheduler,
     )
+    if reports and done.done:
+        from ghostsim.report.sweep_page import write_sweep_report
+
+        write_sweep_report(folder)
     _clear_progress(quiet=quiet)
     if as_json:
         counts = {"done": done.done, "failed": done.failed, "missed": done.missed}

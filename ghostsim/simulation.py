@@ -451,11 +451,18 @@ def _run(
         selection=selection,
         ahead=ahead,
         capacity_bytes=fits.tiers,
+        stored_bytes=_stored(run, own_model(run, model), fits, selection.steps),
         utilisation=probe.utilisation(),
         bin_ps=probe.bin_ps,
         resources=tuple(network.resources),
         series=_series(probe, network),
     )
+
+
+def _stored(run: Run, model: Model, fits: Footprint, steps: int) -> dict[str, list[int]]:
+    """Return the bytes that each tier holds after every step, the last of which has the largest length."""
+    prints = [footprint(run, model, fits.tokens - left, fits.batch) for left in reversed(range(steps))]
+    return {tier: [each.tiers.get(tier, 0) for each in prints] for tier in fits.tiers}
 
 
 def what_if_of(run: Run, model: Model, record: Record) -> list[WhatIf]:

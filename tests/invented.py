@@ -169,6 +169,7 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         selection=chosen,
         ahead=None,
         capacity_bytes={},
+        stored_bytes={},
         utilisation=probe.utilisation(),
         bin_ps=1,
         resources=tuple(network.resources),

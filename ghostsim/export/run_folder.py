@@ -18,10 +18,11 @@ import ghostsim
 from ghostsim.config.document import dump
 from ghostsim.config.load import LoadedScenario
 from ghostsim.errors import UsageError
+from ghostsim.export.capacities import bandwidths, platform_of
 from ghostsim.export.timeline import Counter, Slice, write_timeline
 from ghostsim.metrics.collect import Record, step_rows
 from ghostsim.metrics.serving import Served, over_time, request_rows
-from ghostsim.plan.plan import OPS
+from ghostsim.plan.plan import OPS, Plan
 from ghostsim.policy.evaluate import content_key
 from ghostsim.serving import request_files
 from ghostsim.simulation import Result
@@ -33,9 +34,10 @@ NOT_MODELLED = (
     "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
     "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
     "prefill in decode steps, which start with their context in place; a serving run has it",
-    "memory latency that grows with load: transfers contend for bandwidth; a dependent access takes its idle latency",
+    "loaded latency by part: a fetch waits as one curve fitted to DRAM systems says, links and flash add idle ones",
     "page tables and TLB misses of the GPU on host memory",
-    "NVMe tail latency and garbage collection; link retraining and ECC retries",
+    "drives that wear, heat up or collect garbage: reads are slow as often as their part states, else never",
+    "link retraining, ECC retries and thermal throttling",
 )
 NOT_SERVED = (
     "serving: time of the host between iterations, tokenising and the network",
@@ -118,7 +120,7 @@ def write_run(
     if result.served:
         write_served(folder, result.served)
     if timeline:
-        write_run_timeline(folder / "timeline.json.gz", result)
+        write_run_timeline(folder / "timeline.json.gz", result, loaded.document)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -212,37 +214,62 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_run_timeline(path: Path, result: Result) -> None:
-    """Write the timeline: every row of the first steps, and the utilisation of each resource over the whole run."""
+def write_run_timeline(path: Path, result: Result, document: Mapping[str, Any]) -> None:
+    """Write the timeline of a scenario's document.
+
+    It has every row of the first steps with what it waited for, and the utilisation and bandwidth of each resource
+    over the whole run.
+    """
     counters = [
-        Counter(record.label, name, record.bin_ps, values, "utilisation")
+        counter
         for record in result.records.values()
-        for name, values in record.series.items()
+        for counter in _counters(record, bandwidths(platform_of(document, record.label)))
     ]
     slices = (each for record in result.records.values() for each in _slices(record))
     note = f"rows of the first {_TIMELINE_STEPS} steps of each run; utilisation over the whole run"
     write_timeline(path, slices, counters, {"scenario": result.metrics["scenario"], "covers": note})
 
 
+def _counters(record: Record, known: Mapping[str, float]) -> Iterator[Counter]:
+    for name, values in record.series.items():
+        yield Counter(record.label, name, record.bin_ps, values, "utilisation")
+        if name in known:
+            rates = [value * known[name] / 1e9 for value in values]
+            yield Counter(record.label, f"{name} GB/s", record.bin_ps, rates, "GB/s")
+
+
 def _slices(record: Record) -> Iterator[Slice]:
     plan, times = record.plan, record.times
     width = len(plan.names)
     rows = width * plan.layers * min(_TIMELINE_STEPS, plan.steps)
-    columns = (
-        plan.step,
-        plan.layer,
-        plan.request,
-        plan.op,
-        plan.nbytes,
-        times.start,
-        times.finish,
-        times.delay,
-        times.service,
+    took = [
+        finish - start for start, finish in zip(times.start[:rows].tolist(), times.finish[:rows].tolist(), strict=True)
+    ]
+    awaited = _awaited(plan, took)
+    for row, duration in enumerate(took):
+        if duration:
+            name, op = plan.names[row % width], OPS[plan.op[row]]
+            start, lane = int(times.start[row]), record.bound[row % width].lane
+            args = _args(record, row, duration)
+            yield Slice(record.label, lane, name, op, start, start + duration, args, row, awaited[row])
+
+
+def _args(record: Record, row: int, duration_ps: int) -> dict[str, Any]:
+    plan, times = record.plan, record.times
+    queue_ps = max(0, duration_ps - int(times.delay[row]) - int(times.service[row]))
+    sizes = {"nbytes": int(plan.nbytes[row]), "flops": int(plan.flops[row])}
+    place = {"step": int(plan.step[row]), "layer": int(plan.layer[row]), "request": int(plan.request[row])}
+    return (
+        place | {name: size for name, size in sizes.items() if size or name == "nbytes"} | {"queue_us": queue_ps / 1e6}
     )
-    cut = (column[:rows].tolist() for column in columns)
-    for i, (step, layer, request, op, nbytes, start, finish, delay, service) in enumerate(zip(*cut, strict=True)):
-        if finish == start:
-            continue
-        waited = max(0, finish - start - delay - service)
-        args = {"step": step, "layer": layer, "request": request, "nbytes": nbytes, "queue_us": waited / 1e6}
-        yield Slice(record.label, record.bound[i % width].lane, plan.names[i % width], OPS[op], start, finish, args)
+
+
+def _awaited(plan: Plan, took: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return by row the rows it waited for; one that took no time stands for those that it waited for itself."""
+    offsets, after = plan.offsets[: len(took) + 1].tolist(), plan.after.tolist()
+    found: list[tuple[int, ...]] = []
+    for row in range(len(took)):
+        before = after[offsets[row] : offsets[row + 1]]
+        chain = (each for one in before for each in ((one,) if took[one] else found[one]))
+        found.append(tuple(dict.fromkeys(chain)))
+    return found

@@ -1,6 +1,7 @@
 """The timeline of a run as Chrome trace JSON, gzipped: Perfetto and chrome://tracing open it.
 
-One process per run label, one thread per lane, complete events for slices and counter events for utilisation.
+One process per run label, one thread per lane, complete events for slices, arrows from what a slice waited for on
+another lane, and counter events: utilisation and bandwidth of resources, and what is outstanding on each lane.
 Chrome's `ts` and `dur` are microseconds; they are written with six decimals, so every picosecond survives.
 """
 
@@ -12,6 +13,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from ghostsim.errors import Location, StoreError
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 """Made once: json.dumps with options makes an encoder per call."""
+
+_ARROW_PS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Slice:
     start_ps: int
     finish_ps: int
     args: Mapping[str, Any] = field(default_factory=dict)
+    row: int = -1
+    """Number within its run, by which others name it."""
+    after: tuple[int, ...] = ()
+    """Rows of the same run that ended before it could start."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,9 @@ def write_timeline(
     listed = list(counters)
     pids = {label: pid for pid, label in enumerate(dict.fromkeys([*by_lane, *(one.label for one in listed)]), start=1)}
     events = [_named("process_name", pid, 0, label) for label, pid in pids.items()]
+    arrow = count(1)
     for label, lanes in by_lane.items():
-        events += _process(pids[label], lanes)
+        events += _process(pids[label], lanes, arrow)
     for counter in listed:
         events += _counter_events(counter, pids[counter.label])
     about = {"metadata": dict(metadata), "counters": [_counter_header(one) for one in listed]}
@@ -84,14 +93,45 @@ def _named(kind: str, pid: int, tid: int, name: str) -> str:
     return f'{{"ph":"M","name":"{kind}","pid":{pid},"tid":{tid},"args":{{"name":{json.dumps(name)}}}}}'
 
 
-def _process(pid: int, lanes: Mapping[str, list[Slice]]) -> Iterator[str]:
+def _process(pid: int, lanes: Mapping[str, list[Slice]], arrow: Iterator[int]) -> Iterator[str]:
     tid = 0
+    placed: dict[int, tuple[int, Slice]] = {}
     for lane, slices in lanes.items():
+        yield from _outstanding(lane, slices, pid)
         for number, track in enumerate(_tracks(slices), start=1):
             tid += 1
             yield _named("thread_name", pid, tid, lane if number == 1 else f"{lane} #{number}")
             yield f'{{"ph":"M","name":"thread_sort_index","pid":{pid},"tid":{tid},"args":{{"sort_index":{tid}}}}}'
             yield from _slice_events(track, pid, tid)
+            placed |= {one.row: (tid, one) for one in track if one.row >= 0}
+    yield from _arrows(placed, pid, arrow)
+
+
+def _outstanding(lane: str, slices: Sequence[Slice], pid: int) -> Iterator[str]:
+    """Count the slices that are on a lane at a time: running, or queueing behind others."""
+    changes: dict[int, int] = {}
+    for one in slices:
+        changes[one.start_ps] = changes.get(one.start_ps, 0) + 1
+        changes[one.finish_ps] = changes.get(one.finish_ps, 0) - 1
+    name, level = json.dumps(f"{lane} outstanding"), 0
+    for at, change in sorted(changes.items()):
+        level += change
+        if change:
+            yield f'{{"ph":"C","name":{name},"pid":{pid},"ts":{_us(at)},"args":{{"value":{level}}}}}'
+
+
+def _arrows(placed: Mapping[int, tuple[int, Slice]], pid: int, arrow: Iterator[int]) -> Iterator[str]:
+    """Lead from the end of each slice to the start of those on other lanes that waited for it."""
+    for tid, one in placed.values():
+        for row in one.after:
+            source_tid, source = placed.get(row, (tid, one))
+            if source.lane == one.lane:
+                continue
+            common = f'"name":"then","cat":"wait","id":{next(arrow)},"pid":{pid}'
+            # a viewer binds an arrow to the slice around its instant, so it leaves just before the end
+            leaves = max(source.start_ps, source.finish_ps - _ARROW_PS)
+            yield f'{{"ph":"s",{common},"tid":{source_tid},"ts":{_us(leaves)}}}'
+            yield f'{{"ph":"f","bp":"e",{common},"tid":{tid},"ts":{_us(one.start_ps)}}}'
 
 
 def _tracks(slices: list[Slice]) -> list[list[Slice]]:

@@ -16,7 +16,7 @@ from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
-from ghostsim.metrics.quality import quality, step_quality
+from ghostsim.metrics.quality import quality, step_quality, step_state
 from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.binding import Bound
 from ghostsim.pipeline.executor import Times
@@ -45,6 +45,8 @@ class Record:
     ahead: Ahead | None
     """What was fetched before it was asked for."""
     capacity_bytes: Mapping[str, int]
+    stored_bytes: Mapping[str, Sequence[int]]
+    """Bytes per tier after every step: what the run keeps there, weights and buffers included."""
     utilisation: Mapping[str, float]
     bin_ps: int
     resources: Sequence[str]
@@ -142,7 +144,8 @@ def step_rows(record: Record) -> list[dict[str, Any]]:
     columns |= {f"cp_{cause}_ms": path[:, c].tolist() for c, cause in enumerate(critical_path.CAUSES)}
     for place, causes in bytes_moved.items():
         columns |= {f"bytes_{place}_{cause}": per_step.tolist() for cause, per_step in causes.items()}
-    columns |= step_quality(record.selection, record.batch)
+    columns |= step_quality(record.selection, record.batch) | step_state(record.selection, record.batch)
+    columns |= {f"stored_bytes_{tier}": list(each) for tier, each in record.stored_bytes.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

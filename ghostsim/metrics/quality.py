@@ -87,3 +87,15 @@ def step_quality(selection: Selection, batch: int) -> dict[str, list[Any]]:
         "bound_checks": none if selection.violations is None else total(selection.bound_checks),
         "violated_mass_mean": none if violated is None else violated.mean(axis=1).tolist(),
     }
+
+
+def step_state(selection: Selection, batch: int) -> dict[str, list[float]]:
+    """Return the state of the cache per step, in tokens as the mean over KV heads; the four sum to the context.
+
+    Hot tokens are pinned, cold ones judged at every step, archived ones kept in clusters, evicted ones gone.
+    """
+    weight = weights(selection, batch)
+    hot, archived = selection.hot_tokens, selection.archive_tokens
+    evicted = selection.attended - selection.stored_tokens
+    states = {"hot": hot, "cold": selection.cold_tokens - evicted - archived, "archived": archived, "evicted": evicted}
+    return {f"tokens_{name}": (weight @ each / weight.sum()).tolist() for name, each in states.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ghostsim.report.figure import Figure, Table, View, axis, fill, plot, rows_axis, short
+from ghostsim.report.figure import Figure, Table, View, fill, log_axis, plot, rows_axis, short
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import Verdict, limit
 from ghostsim.report.words import at_most, listing, number, share, times
@@ -134,12 +134,13 @@ def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Fi
             (name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True)
         )
     ]
+    values = [_value(each, measure) for run in runs for each in run.metrics["runs"].values()]
     height = 120 + (14 + 16 * len(runs)) * len(shown)
     drawn = plot(
         traces,
         height,
         barmode="group",
-        xaxis=axis(f"{across} (log)", type="log", dtick="D2", tickformat=",.4~r"),
+        xaxis=log_axis(f"{across} (log)", values),
         yaxis=rows_axis(shown),
     )
     rows = [

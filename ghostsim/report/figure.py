@@ -6,10 +6,13 @@ Drawings are plain Plotly JSON without colours of paper, text or grid: the page 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+from ghostsim.report.words import number
 
 PALETTE = (
     "#0072b2",
@@ -92,6 +95,102 @@ _PLAIN_NUMBERS = {"exponentformat": "none", "separatethousands": True}
 def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)
     """Return an axis whose title names quantity and unit."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False} | _PLAIN_NUMBERS | more
+
+
+def log_axis(title: str, values: Iterable[float | None], **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a logarithmic axis that holds `values`, with few ticks however narrow its range."""
+    known = [value for value in values if value is not None and value > 0] or [1.0]
+    low, high = min(known), max(known)
+    room = max(0.04, 0.06 * math.log10(high / low))
+    found: dict[str, Any] = {"type": "log", "range": [math.log10(low) - room, math.log10(high) + room]}
+    if high / low > 300:
+        return axis(title, dtick=1 + int(math.log10(high / low)) // 9, **(found | more))
+    ticks = _ticks(low, high)
+    return axis(title, tickvals=ticks, ticktext=[number(each) for each in ticks], **(found | more))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from below `low` to above `high`: 1-2-5, or a linear series where these are too few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    series = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
+    inside = [each for each in series if low / 1.1 <= each <= high * 1.1]
+    if len(inside) >= 4:
+        return inside
+    raw = (high - low) / 5
+    if raw <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(digit for digit in (1, 2, 5, 10) if digit * power >= raw)
+    return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def dots(labels: Sequence[str], parts: Mapping[str, Sequence[float | None]], hover: str) -> list[Trace]:
+    """Return one mark per label and part, told apart by colour and by symbol."""
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "y": list(labels),
+            "x": [None if value is None else short(value) for value in values],
+            "marker": {
+                "symbol": SYMBOLS[index % len(SYMBOLS)],
+                "size": 11,
+                "color": PALETTE[index % len(PALETTE)],
+                "opacity": 0.85,
+            },
+            "hovertemplate": f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
+        }
+        for index, (name, values) in enumerate(parts.items())
+    ]
+
+
+def run_mark(label: str, index: int, **more: Any) -> Trace:  # noqa: ANN401  (Plotly's trace)
+    """Return the look of a run where it is a trace of its own: colour, dash and symbol, and the name that links it."""
+    colour = PALETTE[index % len(PALETTE)]
+    return {
+        "type": "scatter",
+        "name": label,
+        "meta": {"run": label},
+        "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
+        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "color": colour, "size": 8},
+        **more,
+    }
+
+
+_LEAST_LOSS = 1e-8
+_LOSS_SCALE = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
+"""Viridis: its lightness falls evenly, so it also reads in grey."""
+
+
+def loss_colour(lost: float) -> str:
+    """Return the colour of a lost mass, from 1e-8 or less to all, on a logarithmic scale."""
+    place = (math.log10(max(_LEAST_LOSS, lost)) / 8 + 1) * (len(_LOSS_SCALE) - 1)
+    low = min(int(place), len(_LOSS_SCALE) - 2)
+    pairs = zip(_LOSS_SCALE[low], _LOSS_SCALE[low + 1], strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in pairs)
+
+
+def loss_bar() -> Trace:
+    """Return a trace that draws nothing but the scale of `loss_colour`."""
+    steps = len(_LOSS_SCALE) - 1
+    bar = {
+        "title": {"text": "lost, worst"},
+        "tickvals": [-8, -6, -4, -2, 0],
+        "ticktext": ["1e-8", "1e-6", "1e-4", "1e-2", "1"],
+        "thickness": 12,
+    }
+    scale = [[index / steps, loss_colour(10 ** (8 * index / steps - 8))] for index in range(steps + 1)]
+    marker = {"color": [0], "cmin": -8, "cmax": 0, "colorscale": scale, "showscale": True, "colorbar": bar}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "lost mass",
+        "x": [None],
+        "y": [None],
+        "showlegend": False,
+        "marker": marker,
+    }
 
 
 def rows_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)

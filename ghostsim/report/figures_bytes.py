@@ -14,15 +14,18 @@ from ghostsim.report.figure import (
     Trace,
     View,
     axis,
+    dots,
     fill,
+    log_axis,
     plot,
     rows_axis,
+    run_mark,
     short,
 )
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import TIERS, BoundCheck, Runs, all_bytes, claims_bound, is_sound, kv_bytes, sound_twin
-from ghostsim.report.words import number, share, size
+from ghostsim.report.words import byte_unit, number, share, size
 
 CAUSES = ("index", "kv", "weights", "write", "migrate")
 _FLOOR = 1e-8
@@ -59,16 +62,18 @@ def _facets(runs: Runs, places: Sequence[str]) -> dict[str, Any]:
     """One column of stacked bars per place, all with the same rows."""
     traces: list[Trace] = []
     layout: dict[str, Any] = {"yaxis": rows_axis(list(runs)), "barmode": "stack", "annotations": []}
-    width, gap = 1 / len(places), 0.25 / len(places)
+    width, gap = 1 / len(places), 0.2 / len(places)
     for column, place in enumerate(places):
+        factor, unit = byte_unit(max(sum(each["bytes_per_step"].get(place, {}).values()) for each in runs.values()))
         suffix = "" if column == 0 else str(column + 1)
         domain = [column * width, (column + 1) * width - (gap if column + 1 < len(places) else 0)]
-        layout[f"xaxis{suffix}"] = axis(f"{place}, GB", domain=domain, nticks=4, rangemode="tozero")
-        traces += _column(runs, place, f"x{suffix}", legend=column == 0)
+        layout[f"xaxis{suffix}"] = axis(f"{place}, {unit}", domain=domain, nticks=4, rangemode="tozero")
+        traces += _column(runs, place, f"x{suffix}", factor, legend=column == 0)
     return plot(traces, row_height(len(runs)) + 30, **layout)
 
 
-def _column(runs: Runs, place: str, xaxis: str, *, legend: bool) -> list[Trace]:
+def _column(runs: Runs, place: str, xaxis: str, factor: float, *, legend: bool) -> list[Trace]:
+    moved = [each["bytes_per_step"].get(place, {}) for each in runs.values()]
     return [
         {
             "type": "bar",
@@ -78,9 +83,10 @@ def _column(runs: Runs, place: str, xaxis: str, *, legend: bool) -> list[Trace]:
             "showlegend": legend,
             "xaxis": xaxis,
             "y": list(runs),
-            "x": [short(each["bytes_per_step"].get(place, {}).get(cause, 0) / 1e9) for each in runs.values()],
+            "x": [short(each.get(cause, 0) / factor) for each in moved],
             "marker": fill(index),
-            "hovertemplate": "%{y}, %{fullData.name}: %{x:.4~g} GB<extra></extra>",
+            "customdata": [size(each.get(cause, 0)) for each in moved],
+            "hovertemplate": "%{y}, %{fullData.name}: %{customdata}<extra></extra>",
         }
         for index, cause in enumerate(CAUSES)
     ]
@@ -90,10 +96,16 @@ def quality(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
     """Lost attention mass against the bytes that attention takes in."""
     runs = run.metrics["runs"]
     traces = [_quality_trace(label, each, index) for index, (label, each) in enumerate(runs.items())]
+    factor, unit = byte_unit(max(all_bytes(each) for each in runs.values()))
+    across = log_axis(
+        f"Index and KV bytes per step and request, {unit} (log)", [all_bytes(each) / factor for each in runs.values()]
+    )
+    for trace in traces:
+        trace["x"] = [short(value / factor) for value in trace["x"]]
     drawn = plot(
         traces,
         460,
-        xaxis=axis("Index and KV bytes per step and request (log)", type="log", tickformat=".2~s", ticksuffix="B"),
+        xaxis=across,
         yaxis=axis("Lost attention mass (log)", type="log", tickformat=".0e", range=[-8.4, 0.3]),
     )
     header = [
@@ -122,9 +134,10 @@ def _quality_trace(label: str, each: Mapping[str, Any], index: int) -> Trace:
         "type": "scatter",
         "mode": "lines+markers",
         "name": label,
-        "x": [short(all_bytes(each))] * 2,
+        "meta": {"run": label},
+        "x": [all_bytes(each)] * 2,
         "y": [max(lost["mean"], _FLOOR), max(lost["max"], _FLOOR)],
-        "customdata": [share(lost["mean"]) + " mean", share(lost["max"]) + " max"],
+        "customdata": [f"{size(all_bytes(each))}, {share(lost[name])} {name}" for name in ("mean", "max")],
         "marker": {
             "symbol": [f"{symbol}-open", symbol],
             "size": 12,
@@ -132,7 +145,7 @@ def _quality_trace(label: str, each: Mapping[str, Any], index: int) -> Trace:
             "line": {"width": 2, "color": colour},
         },
         "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
-        "hovertemplate": "%{fullData.name}: %{x:.3s}B, %{customdata}<extra></extra>",
+        "hovertemplate": "%{fullData.name}: %{customdata}<extra></extra>",
     }
 
 
@@ -154,23 +167,11 @@ _RATES = {
 def elimination(run: RunFolder) -> Figure:
     """Elimination against resurrection, and how much of each was wrong."""
     runs = run.metrics["runs"]
-    traces: list[Trace] = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": list(runs),
-            "x": [short(each["quality"][key] * 100) for each in runs.values()],
-            "marker": fill(index),
-            "hovertemplate": "%{y}, %{fullData.name}: %{x:.3~g} %<extra></extra>",
-        }
-        for index, (key, name) in enumerate(_RATES.items())
-    ]
+    parts = {name: [each["quality"][key] * 100 for each in runs.values()] for key, name in _RATES.items()}
     drawn = plot(
-        traces,
-        100 + 62 * len(runs),
-        barmode="group",
-        xaxis=axis("Share, %", range=[0, 101]),
+        dots(list(runs), parts, "%{x:.3~g} %"),
+        row_height(len(runs)),
+        xaxis=axis("Share, %", range=[-2, 102]),
         yaxis=rows_axis(list(runs)),
     )
     rows = [[label, *(share(each["quality"][key]) for key in _RATES)] for label, each in runs.items()]
@@ -286,16 +287,14 @@ def lost_by_step(run: RunFolder) -> Figure | None:
 
 
 def _line(label: str, values: Sequence[float | None], index: int) -> Trace:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": label,
-        "x": list(range(len(values))),
-        "y": [None if value is None else short(value) for value in values],
-        "line": {"color": PALETTE[index % len(PALETTE)], "dash": DASHES[index % len(DASHES)]},
-        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7},
-        "hovertemplate": "%{fullData.name}, step %{x}: %{y:.2~e}<extra></extra>",
-    }
+    return run_mark(
+        label,
+        index,
+        mode="lines+markers",
+        x=list(range(len(values))),
+        y=[None if value is None else short(value) for value in values],
+        hovertemplate="%{fullData.name}, step %{x}: %{y:.2~e}<extra></extra>",
+    )
 
 
 def _step_spread(values: Sequence[float]) -> list[str]:
@@ -325,7 +324,9 @@ def lost_by_context(run: RunFolder) -> Figure | None:
             [label, number(point["context_tokens"], 9), share(point["mean"]), share(point["max"])] for point in points
         ]
     up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e")
-    drawn = plot(traces, 380, xaxis=axis("Context, tokens (log)", type="log"), yaxis=up)
+    drawn = plot(
+        traces, 380, xaxis=log_axis("Context, tokens (log)", [x for trace in traces for x in trace["x"]]), yaxis=up
+    )
     caption = "The left end is the recorded length, the right end the length that was simulated from it."
     return Figure(
         "lost-by-context",

@@ -11,19 +11,19 @@ from pydantic import ValidationError
 
 from ghostsim.config.cost import cost_text, platform_cost
 from ghostsim.config.hardware import Platform
+from ghostsim.export.capacities import bandwidths, platform_of
 from ghostsim.export.timeline import Counter
 from ghostsim.metrics.energy import STATIC, without_energy
-from ghostsim.report.capacities import bandwidths
 from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
-from ghostsim.report.topology import platform_of
 from ghostsim.report.verdict import Runs
-from ghostsim.report.words import number, share, size
+from ghostsim.report.words import byte_unit, number, share, size
 
 _IDLE = 0.01
 _MOST_PANELS = 8
 _MOST_POINTS = 300
+_MOST_PARTS = 8
 
 
 def utilisation(run: RunFolder) -> Figure:
@@ -41,13 +41,20 @@ def utilisation(run: RunFolder) -> Figure:
         "texttemplate": "%{text}",
         "zmin": 0,
         "zmax": 100,
-        "colorscale": [[0, "#eef2f7"], [0.5, "#6fa8d6"], [1, "#08306b"]],
+        "colorscale": [[0, "rgba(110,160,210,0.08)"], [0.5, "#5b9bd0"], [1, "#d55e00"]],
         "colorbar": {"title": {"text": "busy, %"}, "thickness": 12},
         "xgap": 2,
         "ygap": 2,
         "hovertemplate": "%{x}, %{y}: %{z:.3~g} %<extra></extra>",
     }
-    across = {"type": "category", "side": "top", "automargin": True, "title": {"text": ""}, "tickangle": -35}
+    across = {
+        "type": "category",
+        "categoryarray": list(runs),
+        "side": "top",
+        "automargin": True,
+        "title": {"text": ""},
+        "tickangle": -35,
+    }
     drawn = plot([heat], 170 + 26 * len(used), xaxis=across, yaxis=rows_axis(used))
     rows = [[name, *(share(_busy(each, name)) for each in runs.values())] for name in names]
     caption = (
@@ -68,6 +75,8 @@ def over_time(run: RunFolder, chosen: str) -> Figure | None:
     """Utilisation of the busiest resources of a run over time."""
     by_label: dict[str, list[Counter]] = {}
     for each in run.timeline.counters:
+        if each.unit != "utilisation":
+            continue
         by_label.setdefault(each.label, []).append(each)
     if not by_label:
         return None
@@ -204,7 +213,7 @@ def cost(run: RunFolder) -> Figure | None:
 
 
 def _energy_plot(runs: Runs, names: Sequence[str]) -> dict[str, Any]:
-    parts = {name: [each["energy_mj_per_token"].get(name, 0) for each in runs.values()] for name in names}
+    parts = _largest({name: [each["energy_mj_per_token"].get(name, 0) for each in runs.values()] for name in names})
     traces = stacked(list(runs), parts, "%{x:.4~g} mJ")
     return plot(
         traces,
@@ -215,14 +224,25 @@ def _energy_plot(runs: Runs, names: Sequence[str]) -> dict[str, Any]:
     )
 
 
+def _largest(parts: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Keep the parts that are large anywhere; the rest is one part, `others`."""
+    ranked = sorted(parts, key=lambda name: -max(parts[name]))
+    if len(ranked) <= _MOST_PARTS:
+        return dict(parts)
+    kept = {name: parts[name] for name in parts if name in ranked[: _MOST_PARTS - 1]}
+    rest = [parts[name] for name in ranked[_MOST_PARTS - 1 :]]
+    return kept | {"others": [sum(values) for values in zip(*rest, strict=True)]}
+
+
 def capacity(run: RunFolder) -> Figure:
     """Bytes that a run keeps in each tier."""
     runs = run.metrics["runs"]
     tiers = list(dict.fromkeys(tier for each in runs.values() for tier in each["capacity_bytes"]))
-    parts = {tier: [each["capacity_bytes"].get(tier, 0) / 1e9 for each in runs.values()] for tier in tiers}
-    across = axis("Capacity in use, GB")
+    factor, unit = byte_unit(max(sum(each["capacity_bytes"].values()) for each in runs.values()))
+    parts = {tier: [each["capacity_bytes"].get(tier, 0) / factor for each in runs.values()] for tier in tiers}
+    across = axis(f"Capacity in use, {unit}")
     drawn = plot(
-        stacked(list(runs), parts, "%{x:.4~g} GB"),
+        stacked(list(runs), parts, f"%{{x:.4~g}} {unit}"),
         row_height(len(runs)),
         barmode="stack",
         xaxis=across,

@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghostsim.export.timeline import Slice
-from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, fill, plot, rows_axis, short, stacked
+from ghostsim.report.figure import (
+    PALETTE,
+    Figure,
+    Table,
+    Trace,
+    View,
+    axis,
+    fill,
+    log_axis,
+    plot,
+    rows_axis,
+    short,
+    stacked,
+)
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import CAUSES, Runs
 from ghostsim.report.words import number, plural
@@ -32,13 +45,18 @@ def latency(run: RunFolder) -> Figure:
     drawn = plot(
         traces,
         row_height(len(runs)),
-        xaxis=axis("Step latency, ms (log)", type="log", dtick="D2", tickformat=",.4~r"),
+        xaxis=log_axis("Step latency, ms (log)", _all_steps(run, runs)),
         yaxis=rows_axis(list(runs)),
     )
     caption = (
         "Further left is better. A dot is one decode step of the whole batch; read the batch beside it in the table."
     )
     return Figure("latency", "Step latency", caption, [View("", drawn)], Table(header, rows))
+
+
+def _all_steps(run: RunFolder, runs: Runs) -> list[float | None]:
+    steps = [ms for columns in run.steps.values() for ms in columns.get("step_ms", ())]
+    return [*steps, *(each["step_ms"][name] for each in runs.values() for name, _ in _QUANTILES)]
 
 
 def _steps(run: RunFolder, labels: Sequence[str]) -> Trace:

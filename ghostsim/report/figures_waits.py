@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ghostsim.report.figure import Figure, Table, Trace, View, axis, fill, plot, rows_axis, short, stacked
+from ghostsim.report.figure import Figure, Table, Trace, View, axis, dots, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
 from ghostsim.report.words import number
@@ -62,22 +62,16 @@ def what_if(run: RunFolder) -> Figure | None:
     pairs = [(label, name, change) for label, changes in asked.items() for name, change in changes.items()]
     if not pairs:
         return None
-    labels = [f"{label}: {name}" for label, name, _ in pairs]
-    bars: Trace = {
-        "type": "bar",
-        "orientation": "h",
-        "y": labels,
-        "x": [short(100 * change) for *_, change in pairs],
-        "marker": fill(2),
-        "hovertemplate": "%{y} twice as fast: %{x:.3~g} %<extra></extra>",
-    }
+    names = dict.fromkeys(name for _, name, _ in pairs)
+    parts = {name: [100 * changes[name] if name in changes else None for changes in asked.values()] for name in names}
     rows = [[label, name, f"{100 * change:+.1f}"] for label, name, change in pairs]
     drawn = axis("Change of the mean step, %")
     caption = (
         "Each resource that the steps of a run waited for, twice as fast and all else equal: some steps of the run are "
         "replayed, with the same bytes in the same order. What is left shows how soon something else takes over."
     )
-    figure = plot([bars], row_height(len(pairs)), xaxis=drawn, yaxis=rows_axis(labels))
+    traces = dots(list(asked), parts, "twice as fast %{x:.3~g} %")
+    figure = plot(traces, row_height(len(asked)), xaxis=drawn, yaxis=rows_axis(list(asked)))
     table = Table(["Run", "Twice as fast", "Mean step, %"], rows)
     return Figure("what-if", "What would help", caption, [View("", figure)], table)
 

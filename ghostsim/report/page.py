@@ -20,11 +20,13 @@ from ghostsim.bundled import folder
 from ghostsim.config.catalogue import assumed_numbers
 from ghostsim.errors import Location, StoreError
 from ghostsim.report.compare import comparison
+from ghostsim.report.compare import labels as labels_of
 from ghostsim.report.facts import facts_of
 from ghostsim.report.figure import Figure, Table, inert, script_json
 from ghostsim.report.figures_bytes import bounds, bytes_moved, elimination, lost_by_context, lost_by_step, quality
 from ghostsim.report.figures_hardware import capacity, cost, energy, over_time, utilisation
 from ghostsim.report.figures_serving import goodput, latency_shares, memory_over_time, queues_over_time
+from ghostsim.report.figures_state import frontier, roofline, state
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
 from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
@@ -59,6 +61,7 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
         run=run,
         verdict=found,
         assumed=_by_source(run),
+        labels=list(run.metrics["runs"]),
         models=_models(run),
         unmeasured=listing(unmeasured(_platform(run))),
         manifest=run.manifest,
@@ -70,15 +73,27 @@ def write_report(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> Path:
     page = run_dir / "report.html"
     write_text(page, render(run_dir, plotlyjs))
     if plotlyjs == "directory" and not (run_dir.resolve().parent / _SHARED).exists():
-        write_text(run_dir.resolve().parent / _SHARED, get_plotlyjs())
+        write_plotly(run_dir.resolve().parent)
     return page
+
+
+def write_plotly(folder: Path) -> None:
+    """Write the script that pages in the folders below `folder` share."""
+    write_text(folder / _SHARED, get_plotlyjs())
 
 
 def render_compare(run_dirs: Sequence[Path]) -> str:
     """Return one HTML page that sets run folders side by side, with what differs in their configuration."""
     runs = [load_run(path) for path in run_dirs]
     found = comparison(runs, [verdict(run.metrics, facts_of(run)) for run in runs])
-    return whole_page("compare.html.j2", "embed", [("Figures", found.figures)], title="comparison", compare=found)
+    return whole_page(
+        "compare.html.j2",
+        "embed",
+        [("Figures", found.figures)],
+        title="comparison",
+        compare=found,
+        labels=labels_of(runs),
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,6 +120,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
         (
             "Quality",
             [
+                frontier(run, facts.not_lossless),
                 quality(run, facts.not_lossless),
                 bounds(run, facts.bounds),
                 elimination(run),
@@ -112,8 +128,11 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
                 lost_by_context(run),
             ],
         ),
-        ("Bytes and energy", [bytes_moved(run), energy(run), capacity(run), cost(run)]),
-        ("Hardware", [topology(run, chosen), utilisation(run), over_time(run, chosen), layer(run, chosen)]),
+        ("Bytes and energy", [bytes_moved(run), state(run, chosen), energy(run), capacity(run), cost(run)]),
+        (
+            "Hardware",
+            [topology(run, chosen), utilisation(run), over_time(run, chosen), roofline(run), layer(run, chosen)],
+        ),
     ]
     return [(name, [figure for figure in some if figure]) for name, some in sections]
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ghostsim.config.cost import cost_text, platform_cost
+from ghostsim.export.capacities import platform_of
 from ghostsim.report.facts import facts_of
 from ghostsim.report.store import RunFolder, load_run
-from ghostsim.report.topology import platform_of
 from ghostsim.report.verdict import TIERS, Facts, limit, verdict
 from ghostsim.report.words import number, share, size
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from ghostsim.report.capacities import link_bandwidth
+from ghostsim.export.capacities import link_bandwidth, platform_of
 from ghostsim.report.figure import Figure, Table, View
 from ghostsim.report.store import RunFolder
 from ghostsim.report.words import share, size
@@ -18,6 +18,8 @@ _BOX_WIDTH, _BOX_HEIGHT = 225, 92
 _COLUMN, _ROW = 430, 140
 _MARGIN = 12
 _LINE = 21
+_TRUNK = 24
+"""Width of the stretch in which the links of one device part."""
 
 
 def topology(run: RunFolder, chosen: str) -> Figure | None:
@@ -38,21 +40,6 @@ def topology(run: RunFolder, chosen: str) -> Figure | None:
     return Figure(
         "topology", "The platform", caption, views, table, labels.index(chosen) if chosen in labels else 0, "run"
     )
-
-
-def platform_of(config: Mapping[str, Any], label: str) -> Mapping[str, Any]:
-    """Return the platform of a run: the scenario's, with what the run overrides."""
-    runs = config.get("runs")
-    own = runs.get(label, {}).get("platform") if isinstance(runs, Mapping) else None
-    return _merged(config.get("platform") or {}, own if isinstance(own, Mapping) else {})
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = _merged(found[key], value) if both else value
-    return found
 
 
 def busiest(name: str, utilisation: Mapping[str, float]) -> tuple[str, float] | None:
@@ -138,20 +125,19 @@ def _line(
     if len(ends) != 2:
         return ""
     (x1, y1), (x2, y2) = sorted(ends)
-    same_column = x1 == x2
-    start = (
-        x1 + (_BOX_WIDTH / 2 if same_column else _BOX_WIDTH),
-        y1 + (_BOX_HEIGHT if same_column else _BOX_HEIGHT / 2),
-    )
-    end = (x2 + (_BOX_WIDTH / 2 if same_column else 0), y2 + (0 if same_column else _BOX_HEIGHT / 2))
     used = busiest(name, utilisation)
     load = used[1] if used else 0.0
-    stroke = f'stroke-width="{2 + 7 * load:.1f}" class="link{" hot" if load >= 0.5 else ""}"'
-    line = f'<line x1="{start[0]:g}" y1="{start[1]:g}" x2="{end[0]:g}" y2="{end[1]:g}" {stroke}/>'
-    # near the far end, where the lines of one device have parted
-    x, y = start[0] + 0.55 * (end[0] - start[0]), start[1] + 0.55 * (end[1] - start[1])
-    plate = f'<rect x="{x - 68:g}" y="{y - 32:g}" width="136" height="64" class="plate"/>'
-    return line + plate + _texts(x, y - 14, [name, _rate(link), f"{share(load)} busy" if used else ""], "middle")
+    look = f'stroke-width="{2 + 6 * load:.1f}" class="link{" hot" if load >= 0.5 else ""}"'
+    notes = (name, _rate(link), f"{share(load)} busy" if used else "")
+    if x1 == x2:
+        x, bottom, top = x1 + _BOX_WIDTH / 2, y1 + _BOX_HEIGHT, y2
+        return f'<path d="M{x:g} {bottom:g}V{top:g}" {look}/>' + _texts(x + 8, bottom + 18, notes, "start")
+    start, end = (x1 + _BOX_WIDTH, y1 + _BOX_HEIGHT / 2), (x2, y2 + _BOX_HEIGHT / 2)
+    line = f'<path d="M{start[0]:g} {start[1]:g}H{start[0] + _TRUNK}V{end[1]:g}H{end[0]:g}" {look}/>'
+    # the name above the stretch that is this link's alone, what it carries below
+    x = (start[0] + _TRUNK + end[0]) / 2
+    above = _texts(x, end[1] - 10, notes[:1], "middle")
+    return line + above + _texts(x, end[1] + 22 - _LINE, notes[1:], "middle", first=1)
 
 
 def _box(
@@ -176,10 +162,10 @@ def _bar(x: float, y: float, width: float, style: str) -> str:
     return f'<rect x="{x:g}" y="{y + _BOX_HEIGHT - 12:g}" width="{width:.1f}" height="5" class="{style}"/>'
 
 
-def _texts(x: float, y: float, lines: Sequence[str], anchor: str) -> str:
-    """Write lines of text, the first as a name."""
+def _texts(x: float, y: float, lines: Sequence[str], anchor: str, first: int = 0) -> str:
+    """Write lines of text from line `first` on; line 0 is a name."""
     spans = [
         f'<tspan x="{x:g}" y="{y + _LINE * index:g}" class="{"note" if index else "name"}">{escape(line)}</tspan>'
-        for index, line in enumerate(line for line in lines if line)
+        for index, line in enumerate((line for line in lines if line), start=first)
     ]
     return f'<text text-anchor="{anchor}">{"".join(spans)}</text>'

@@ -53,6 +53,11 @@ def size(nbytes: float | None) -> str:
     return f"{number(nbytes)} B"
 
 
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Return the decimal unit in which `largest` is at least 1, as bytes and as its symbol."""
+    return next(((factor, unit) for factor, unit in _BYTE_UNITS if abs(largest) >= factor), (1.0, "B"))
+
+
 def times(ratio: float) -> str:
     """Write a ratio: 1.83x, 24x."""
     return f"{number(ratio, 3 if ratio < 10 else 2)}x"

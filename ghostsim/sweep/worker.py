@@ -119,7 +119,7 @@ def _compute(task: Task) -> None:
         if task.reports:
             from ghostsim.report.page import write_report  # noqa: PLC0415  (slow, and seldom asked for)
 
-            write_report(folder)
+            write_report(folder, "directory")
 
 
 def _loaded(task: Task) -> LoadedScenario:

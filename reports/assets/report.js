@@ -2,7 +2,10 @@
 (() => {
   const plots = JSON.parse(document.getElementById("plots").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  };
+  const DIMMED = 0.15;
 
   const colours = (print) => {
     if (print) return { ink: "#000000", line: "#bbbbbb", paper: "#ffffff" };
@@ -45,16 +48,132 @@
     return copy;
   };
 
-  const draw = (node) => {
-    const { data, layout } = plots[node.dataset.figure][Number(node.dataset.view)];
-    node.style.minHeight = `${layout.height}px`;
-    return Plotly.react(node, data, merged(layout, theme(layout, false)), config);
+  // --- one run, picked in a figure or by its button, stands out in all figures and tables ---
+
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const buttons = [...document.querySelectorAll("button[data-run]")];
+  const runs = new Map(buttons.map((button) => [escaped(button.dataset.run), button.dataset.run]));
+  const hidden = new Set();
+  const visible = new Set();
+  let picked = null;
+  let hovered = null;
+
+  const shown = (node) => plots[node.dataset.figure][Number(node.dataset.view)];
+  const drawings = () => [...document.querySelectorAll(".plot.js-plotly-plot")];
+
+  const band = (layout, run) => {
+    const common = { type: "rect", layer: "below", fillcolor: "rgba(128,128,128,0.22)", line: { width: 0 } };
+    for (const [name, own, other] of [["yaxis", "y", "x"], ["xaxis", "x", "y"]]) {
+      const at = (layout[name]?.categoryarray ?? []).indexOf(run);
+      if (at >= 0) {
+        return [{ ...common, [`${own}ref`]: own, [`${other}ref`]: "paper", [`${own}0`]: at - 0.5,
+          [`${own}1`]: at + 0.5, [`${other}0`]: 0, [`${other}1`]: 1 }];
+      }
+    }
+    return [];
   };
 
-  const repaint = (print) => {
-    for (const node of document.querySelectorAll(".plot.js-plotly-plot")) {
-      Plotly.relayout(node, theme(node.layout, print));
+  const emphasise = (node, run) => {
+    const { data, layout } = shown(node);
+    const ours = data.flatMap((trace, at) => (trace.meta?.run ? [at] : []));
+    const shapes = [...(layout.shapes ?? []), ...(run === null ? [] : band(layout, run))];
+    if (!ours.length) {
+      if (shapes.length !== (node.layout.shapes ?? []).length || shapes.length) Plotly.relayout(node, { shapes });
+      return;
     }
+    const dims = (trace) => run !== null && trace.meta.run !== run;
+    const opacity = ours.map((at) => (dims(data[at]) ? DIMMED : data[at].opacity ?? 1));
+    const visibility = ours.map((at) => (hidden.has(data[at].meta.run) ? "legendonly" : true));
+    Plotly.update(node, { opacity, visible: visibility }, { shapes }, ours);
+  };
+
+  const mark = (run) => {
+    for (const row of document.querySelectorAll("tbody tr")) {
+      const name = row.querySelector("th")?.textContent;
+      row.classList.toggle("on", run !== null && name === runs.get(run));
+    }
+  };
+
+  const emphasiseAll = (run, except = null) => {
+    for (const node of drawings()) {
+      if (node !== except && (except === null || visible.has(node))) emphasise(node, run);
+    }
+  };
+
+  const pickRun = (run) => {
+    picked = run === picked ? null : run;
+    for (const button of buttons) {
+      button.setAttribute("aria-pressed", String(picked !== null && escaped(button.dataset.run) === picked));
+    }
+    for (const select of picked === null ? [] : document.querySelectorAll('select[data-picks="run"]')) {
+      const option = [...select.options].find((each) => each.textContent === runs.get(picked));
+      if (option && select.value !== option.value) {
+        select.value = option.value;
+        pick(select);
+      }
+    }
+    emphasiseAll(picked);
+    mark(picked);
+    const fragment = picked === null ? "" : `#run=${encodeURIComponent(runs.get(picked))}`;
+    history.replaceState(null, "", window.location.pathname + fragment);
+  };
+
+  const runOf = (point) => {
+    const found = [point?.data?.meta?.run, point?.y, point?.x].find((name) => runs.has(name));
+    return found ?? null;
+  };
+
+  let waiting = 0;
+  const hover = (run, node) => {
+    if (run === hovered) return;
+    hovered = run;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => emphasiseAll(hovered ?? picked, node), 120);
+  };
+
+  const hide = (run) => {
+    if (!hidden.delete(run)) hidden.add(run);
+    emphasiseAll(picked);
+  };
+
+  const listen = (node) => {
+    node.on("plotly_hover", (event) => hover(runOf(event.points[0]), node));
+    node.on("plotly_unhover", () => hover(null, node));
+    node.on("plotly_click", (event) => {
+      const point = event.points[0];
+      const page = [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
+      if (page) window.location.assign(page);
+      else if (runOf(point) !== null) pickRun(runOf(point));
+    });
+    for (const name of ["plotly_legendclick", "plotly_legenddoubleclick"]) {
+      node.on(name, (event) => {
+        const run = event.data[event.curveNumber].meta?.run;
+        if (run && name === "plotly_legendclick") hide(run);
+        return !run;
+      });
+    }
+  };
+
+  // --- drawing ---
+
+  const draw = async (node) => {
+    const { data, layout } = shown(node);
+    const first = !node.classList.contains("js-plotly-plot");
+    node.style.minHeight = `${layout.height}px`;
+    await Plotly.react(node, data, merged(layout, theme(layout, false)), config);
+    if (first) {
+      listen(node);
+      seen.observe(node);
+    }
+    if (picked !== null || hidden.size) emphasise(node, picked);
+  };
+
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) visible[isIntersecting ? "add" : "delete"](target);
+  });
+
+  const repaint = (print) => {
+    for (const node of drawings()) Plotly.relayout(node, theme(node.layout, print));
   };
 
   const pick = (select) => {
@@ -68,9 +187,19 @@
     }
   };
 
-  document.querySelectorAll(".plot").forEach(draw);
+  const pickFromAddress = () => {
+    const [, named] = /^#run=(.*)$/.exec(window.location.hash) ?? [];
+    const run = named === undefined ? null : escaped(decodeURIComponent(named));
+    if (runs.has(run) && run !== picked) pickRun(run);
+  };
+
+  Promise.all([...document.querySelectorAll(".plot")].map(draw)).then(pickFromAddress);
   document.querySelectorAll("select[data-figure]").forEach((select) => {
     select.addEventListener("change", () => pick(select));
+  });
+  for (const button of buttons) button.addEventListener("click", () => pickRun(escaped(button.dataset.run)));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && picked !== null) pickRun(picked);
   });
   dark.addEventListener("change", () => repaint(false));
   window.addEventListener("beforeprint", () => repaint(true));

@@ -153,6 +153,14 @@ def step_rows(found):
                 "label": label,
                 "step": step,
                 "step_ms": run["step_ms"]["p50"] * (1 + 0.003 * (step % 10)),
+                "tokens_hot": 260.0,
+                "tokens_cold": 130000.0 + step,
+                "tokens_archived": 0.0,
+                "tokens_evicted": 812.0,
+                **{
+                    f"stored_bytes_{tier}": run["capacity_bytes"].get(tier, "")
+                    for tier in ("hbm", "dram", "cxl", "pim")
+                },
                 "lost_mass_max": run["quality"]["lost_mass"]["max"] * (0.5 + step / (2 * (STEPS - 1))),
                 "violations": run["quality"]["violations"] // STEPS if bound else "",
                 "bound_checks": 25000 if bound else "",
@@ -165,7 +173,7 @@ def timeline(path):
         Slice(label, lane, f"{kind}{layer}", kind, start + layer * 10**9, start + layer * 10**9 + 4 * 10**8, args)
         for label in RUNS
         for layer in range(3)
-        for args in ({"step": 0, "layer": layer},)
+        for args in ({"step": 0, "layer": layer, "nbytes": 10**6, "flops": 3 * 10**6},)
         for lane, kind, start in (("gpu", "gemm", 0), ("dram fetch", "read", 10**8), ("gpu", "attend", 5 * 10**8))
     ]
     wave = [0.2, 0.9, 0.95, 0.4] * 50

@@ -1,53 +1,21 @@
 """Does a browser draw the report, offline, without an error, and without running what a file smuggles in?"""
 
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
+from browsing import CHROMIUM, browse, drawn, figures
 
 from ghostsim.report.page import render_compare, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
 ]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=10000 "
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost"
-)
-
-
-def browse(page, profile, *more):
-    """Return the DOM after scripts ran, and what the console said."""
-    flags = re.split(r" (?=--)", FLAGS)
-    done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=os.environ | {"LANG": "C.UTF-8"},
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def drawn(dom):
-    """Return the figures whose drawing is there."""
-    parts = re.findall(r'<figure id="([a-z-]+)">(.*?)</figure>', dom, re.DOTALL)
-    return {key for key, body in parts if 'class="main-svg"' in body or 'class="topology"' in body}
-
-
-def figures(dom):
-    return set(re.findall(r'<figure id="([a-z-]+)">', dom))
 
 
 def test_every_figure_renders_offline_without_console_error(run_folder, tmp_path):
     dom, console = browse(write_report(run_folder), tmp_path / "profile")
-    assert len(figures(dom)) == 15
+    assert len(figures(dom)) == 18
     assert drawn(dom) == figures(dom)
     assert console == []
 
@@ -64,6 +32,18 @@ def test_dark_scheme_changes_the_ink_of_figures(run_folder, tmp_path):
 def ink(dom):
     """Return the colour of the first axis title."""
     return re.search(r'class="xtitle"[^>]*fill: (rgb\([^)]*\))', dom)[1]
+
+
+def test_a_run_picked_by_address_stands_out_in_every_figure_and_table(run_folder, tmp_path):
+    dom, console = browse(write_report(run_folder), tmp_path / "profile", fragment="#run=quest")
+    assert re.findall(r'<button[^>]*data-run="([^"]*)"[^>]*aria-pressed="true"', dom) == ["quest"]
+    assert re.search(r'<tr class="on"><th scope="row">quest</th>', dom)
+    assert not re.search(r'<tr class="on"><th scope="row">(?!quest<)', dom)
+    parts = dict(re.findall(r'<figure id="([a-z-]+)"[^>]*>(.*?)</figure>', dom, re.DOTALL))
+    assert "fill-opacity: 0.22" in parts["throughput"]
+    assert "opacity: 0.15" in parts["quality"]
+    assert "opacity: 0.15" in parts["frontier"]
+    assert console == []
 
 
 def test_shared_script_draws_too(run_folder, tmp_path):

@@ -24,17 +24,20 @@ FIGURES = [
     "throughput",
     "latency",
     "critical-path",
+    "frontier",
     "quality",
     "bounds",
     "elimination",
     "lost-by-step",
     "lost-by-context",
     "bytes",
+    "state",
     "energy",
     "capacity",
     "topology",
     "utilisation",
     "over-time",
+    "roofline",
     "layer",
 ]
 
@@ -133,9 +136,11 @@ def test_every_drawing_is_a_valid_plotly_figure_with_titled_axes(run_folder):
 
 def test_no_trace_is_told_apart_by_colour_alone(run_folder):
     drawn = plots(render(run_folder))
-    for key in ("critical-path", "energy", "capacity", "elimination"):
+    for key in ("critical-path", "energy", "capacity"):
         looks = [json.dumps(trace["marker"].get("pattern", {}).get("shape")) for trace in drawn[key][0]["data"]]
         assert len(set(looks)) == len(looks)
+    symbols = [trace["marker"]["symbol"] for trace in drawn["elimination"][0]["data"]]
+    assert len(set(symbols)) == len(symbols)
     dashes = [trace["line"]["dash"] + trace["marker"]["symbol"] for trace in drawn["lost-by-step"][0]["data"]]
     assert len(set(dashes)) == len(dashes)
 
@@ -182,7 +187,7 @@ def test_text_from_files_cannot_inject_markup(hostile_folder):
 
 def test_report_without_a_timeline_leaves_its_figures_out(run_folder):
     (run_folder / "timeline.json.gz").unlink()
-    assert list(_Page(own_part(render(run_folder))).figures) == FIGURES[:-2]
+    assert list(_Page(own_part(render(run_folder))).figures) == FIGURES[:-3]
 
 
 def test_directory_mode_shares_one_script(run_folder):

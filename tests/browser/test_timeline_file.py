@@ -86,6 +86,46 @@ def test_viewers_get_names_and_microseconds(tmp_path):
     assert (piece["ts"], piece["dur"]) == (1.5, 0.500001)
 
 
+def test_arrows_lead_from_what_a_slice_waited_for_on_another_lane(tmp_path):
+    chain = [("gpu", 0, 4_000_000), ("cxl filter", 4_000_000, 9_000_000), ("cxl fetch", 9_000_000, 20_000_000)]
+    some = [
+        Slice("run", lane, lane, "read", start, finish, {}, row, (row - 1,) if row else ())
+        for row, (lane, start, finish) in enumerate(chain)
+    ]
+    path = tmp_path / "timeline.json.gz"
+    write_timeline(path, some, [], {})
+    found = events(path)
+    lanes = {event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"}
+    leaving = {event["id"]: lanes[event["tid"]] for event in found if event["ph"] == "s"}
+    arriving = {event["id"]: (lanes[event["tid"]], event["ts"]) for event in found if event["ph"] == "f"}
+    assert sorted((leaving[each], *arriving[each]) for each in leaving) == [
+        ("cxl filter", "cxl fetch", 9.0),
+        ("gpu", "cxl filter", 4.0),
+    ]
+
+
+def test_arrows_begin_and_end_inside_slices(tmp_path):
+    some = [Slice("run", f"lane {i % 3}", "x", "read", i * 50, i * 50 + 40, {}, i, tuple(range(i))) for i in range(9)]
+    path = tmp_path / "timeline.json.gz"
+    write_timeline(path, some, [], {})
+    found = events(path)
+    spans = [(each["pid"], each["tid"], each["ts"], each["ts"] + each["dur"]) for each in found if each["ph"] == "X"]
+    ends = [each for each in found if each["ph"] in "sf"]
+    assert ends
+    for end in ends:
+        assert any(
+            (end["pid"], end["tid"]) == (pid, tid) and start <= end["ts"] <= finish for pid, tid, start, finish in spans
+        )
+
+
+def test_outstanding_slices_of_a_lane_are_counted(tmp_path):
+    pieces = [(0, 10_000_000), (5_000_000, 15_000_000), (10_000_000, 20_000_000)]
+    path = tmp_path / "timeline.json.gz"
+    write_timeline(path, [Slice("a", "gpu", f"s{i}", "read", *piece) for i, piece in enumerate(pieces)], [], {})
+    counted = [(e["ts"], e["args"]["value"]) for e in events(path) if e["name"] == "gpu outstanding"]
+    assert counted == [(0, 1), (5, 2), (15, 1), (20, 0)]
+
+
 def test_hundred_thousand_slices_are_written_in_seconds(tmp_path):
     many = [
         Slice("run", f"lane {i % 40}", "read", "read", i * 100, i * 100 + 950, {"layer": i % 32}) for i in range(10**5)

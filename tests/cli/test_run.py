@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -176,6 +177,41 @@ def test_steps_csv_averages_to_metrics(metrics, done, folder):
         rows = [row for row in csv.DictReader(file) if row["label"] == "quest"]
     mean = sum(float(row["step_ms"]) for row in rows) / len(rows)
     assert mean == pytest.approx(metrics["runs"]["quest"]["step_ms"]["mean"])
+
+
+def steps_of(done, folder):
+    with (folder / done.stderr.rstrip().splitlines()[-1] / "steps.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_states_of_tokens_sum_to_the_context_at_every_step(metrics, done, folder):
+    for row in steps_of(done, folder):
+        states = [float(row[f"tokens_{state}"]) for state in ("hot", "cold", "archived", "evicted")]
+        assert min(states) >= 0
+        assert sum(states) == pytest.approx(metrics["trace"]["context_tokens"] + int(row["step"]) + 1)
+
+
+def test_what_is_stored_grows_to_the_capacity_in_use(metrics, done, folder):
+    rows = steps_of(done, folder)
+    for label, run in metrics["runs"].items():
+        ours = [row for row in rows if row["label"] == label]
+        for tier, nbytes in run["capacity_bytes"].items():
+            stored = [int(row[f"stored_bytes_{tier}"]) for row in ours]
+            assert stored == sorted(stored)
+            assert stored[-1] == nbytes
+
+
+def test_timeline_leads_from_query_to_fetch_and_attention(done, folder):
+    run = folder / done.stderr.rstrip().splitlines()[-1]
+    events = json.loads(gzip.decompress((run / "timeline.json.gz").read_bytes()))["traceEvents"]
+    runs = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    lanes = {(e["pid"], e["tid"]): e["args"]["name"].split(" #")[0] for e in events if e["name"] == "thread_name"}
+    ends = {}
+    for event in events:
+        if event["ph"] in "sf" and runs[event["pid"]] == "ghost_cxl":
+            ends.setdefault(event["id"], []).append(lanes[event["pid"], event["tid"]])
+    chain = ["gpu", "cxl queries", "cxl filter", "cxl ids", "cxl fetch", "gpu"]
+    assert set(itertools.pairwise(chain)) <= set(map(tuple, ends.values()))
 
 
 def test_config_yaml_is_a_scenario_that_runs_to_the_same_metrics(done, folder, tmp_path, ghostsim):

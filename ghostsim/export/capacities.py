@@ -82,3 +82,18 @@ def _bus(device: Mapping[str, Any]) -> float | None:
 def _clocks(value: object, clock_ps: float) -> float:
     text = str(value)
     return float(text.removesuffix(" nCK")) if text.endswith(" nCK") else DURATION.parse(text) / clock_ps
+
+
+def platform_of(config: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """Return the platform of a run: the scenario's, with what the run overrides."""
+    runs = config.get("runs")
+    own = runs.get(label, {}).get("platform") if isinstance(runs, Mapping) else None
+    return _merged(config.get("platform") or {}, own if isinstance(own, Mapping) else {})
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _merged(found[key], value) if both else value
+    return found

@@ -57,6 +57,10 @@ class Counters:
     selection_wall_s: float = 0.0
     peak_rss_mb: float = 0.0
     """Of the largest process."""
+    steps_wall_s: float = 0.0
+    """Of `wall_s`, what the simulation of decode steps took."""
+    events_per_s: float = 0.0
+    """Events over `steps_wall_s`."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def simulate(
     counters.wall_s = time.perf_counter() - begun
     used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     counters.peak_rss_mb = max(used) / 1024
+    counters.events_per_s = counters.events / counters.steps_wall_s
     notes = _notes(scenario, ready) + _serving_notes(served)
     return Result(metrics, records, ready.workloads, notes, recorded, asked, served, counters)
 
@@ -436,7 +441,9 @@ def _run(
     ready = decode(run, own_model(run, model), selection, fits.batch, ahead=ahead)
     env, network, plan, bound = ready.env, ready.network, ready.plan, ready.bound
     probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
+    begun = time.perf_counter()
     times = Executor(env, network, plan, bound).run()
+    counters.steps_wall_s += time.perf_counter() - begun
     counters.events += env.events
     counters.flows += network.flows_started
     return Record(

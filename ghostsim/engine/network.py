@@ -209,8 +209,8 @@ class Network:
     ----------
     scale
         Factors on the capacities of resources by name, for what-if questions.
-    probes
-        Watchers; an empty list costs nothing.
+    probes, meters
+        Watchers of flows and rates, and of rates alone; empty lists cost nothing.
     flows_started, solves, fills
         Flows so far; instants at which rates were looked up; look-ups that had to be computed.
     """
@@ -219,6 +219,7 @@ class Network:
         self.env = env
         self.scale = scale or {}
         self.probes: list[Probe] = []
+        self.meters: list[Probe] = []
         self.resources: dict[str, Resource] = {}
         self.flows_started = 0
         self.solves = 0
@@ -390,7 +391,7 @@ class Network:
             changes = before.changes.get(state)
             for flow_class, share in self._changes(before, state) if changes is None else changes:
                 flow_class.change_rate(share, now)
-            for probe in self.probes:
+            for probe in (*self.meters, *self.probes):
                 probe.on_rates(now, state.used or self._usage(state))
         next_ps = NEVER
         for flow_class in state.classes:

@@ -239,9 +239,10 @@ class Binder:
 
     def _bind_near_scan(self, number: int, request: int) -> Bound:
         sites = self.scanners
+        templates = [self._scan(site, number, request) for site in sites]
 
         def make(row: Row) -> Job:
-            return _job(row.nbytes, sites, [self._scan(site, number, request) for site in sites])
+            return _job(row.nbytes, sites, templates)
 
         return Bound(make, f"{self.placement.site} filter")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def simulate(
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
     ready = prepare(scenario, base, where)
     selections = _select(scenario, ready.workloads, jobs, say)
+    selections = {label: _together(scenario.runs[label].policy, each) for label, each in selections.items()}
     foreseen = _foretell(scenario, ready.workloads, selections, jobs, say)
     recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
@@ -318,6 +319,12 @@ def _select(scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, sa
     return selections
 
 
+def _together(policy: Policy, selection: Selection) -> Selection:
+    """Let every record of an index meet all queries that are verified together."""
+    queries = policy.read.speculate
+    return replace(selection, stages=tuple(replace(stage, macs=stage.macs * queries) for stage in selection.stages))
+
+
 def _heads_done(policies: int, say: Progress) -> Callable[[int, int], None]:
     return lambda done, of: say(f"evaluate {policies} policies on attention head {done} of {of}")
 
@@ -488,7 +495,12 @@ def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]
 
 def _notes(scenario: Scenario, ready: Prepared) -> list[str]:
     """Say what a reader must know about batches that were chosen or cannot be."""
-    notes = []
+    notes = [
+        f"{label}: {run.policy.read.speculate} steps share what they read; all drafts count as accepted, and every "
+        "step reads the weights"
+        for label, run in scenario.runs.items()
+        if run.policy.read.speculate > 1
+    ]
     for label, run in scenario.runs.items():
         if run.workload.batch != "fits":
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class Counters:
     selection_wall_s: float = 0.0
     peak_rss_mb: float = 0.0
     """Of the largest process."""
+    steps_wall_s: float = 0.0
+    """Of `wall_s`, what the simulation of decode steps took."""
+    events_per_s: float = 0.0
+    """Events over `steps_wall_s`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def simulate(
     say, counters, begun = progress or (lambda _: None), Counters(), time.perf_counter()
     ready = prepare(scenario, base, where)
     selections = _select(scenario, ready.workloads, jobs, say)
+    selections = {label: _together(scenario.runs[label].policy, each) for label, each in selections.items()}
     foreseen = _foretell(scenario, ready.workloads, selections, jobs, say)
     recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
@@ -127,6 +132,7 @@ def simulate(
     counters.wall_s = time.perf_counter() - begun
     used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     counters.peak_rss_mb = max(used) / 1024
+    counters.events_per_s = counters.events / counters.steps_wall_s
     notes = _notes(scenario, ready) + _serving_notes(served)
     return Result(metrics, records, ready.workloads, notes, recorded, asked, served, counters)
 
@@ -313,6 +319,12 @@ def _select(scenario: Scenario, workloads: Mapping[str, Workload], jobs: int, sa
     return selections
 
 
+def _together(policy: Policy, selection: Selection) -> Selection:
+    """Let every record of an index meet all queries that are verified together."""
+    queries = policy.read.speculate
+    return replace(selection, stages=tuple(replace(stage, macs=stage.macs * queries) for stage in selection.stages))
+
+
 def _heads_done(policies: int, say: Progress) -> Callable[[int, int], None]:
     return lambda done, of: say(f"evaluate {policies} policies on attention head {done} of {of}")
 
@@ -436,7 +448,9 @@ def _run(
     ready = decode(run, own_model(run, model), selection, fits.batch, ahead=ahead)
     env, network, plan, bound = ready.env, ready.network, ready.plan, ready.bound
     probe = UtilisationProbe(network, bin_ps=_FIRST_BIN_PS, most_bins=_BINS)
+    begun = time.perf_counter()
     times = Executor(env, network, plan, bound).run()
+    counters.steps_wall_s += time.perf_counter() - begun
     counters.events += env.events
     counters.flows += network.flows_started
     return Record(
@@ -488,7 +502,12 @@ def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]
 
 def _notes(scenario: Scenario, ready: Prepared) -> list[str]:
     """Say what a reader must know about batches that were chosen or cannot be."""
-    notes = []
+    notes = [
+        f"{label}: {run.policy.read.speculate} steps share what they read; all drafts count as accepted, and every "
+        "step reads the weights"
+        for label, run in scenario.runs.items()
+        if run.policy.read.speculate > 1
+    ]
     for label, run in scenario.runs.items():
         if run.workload.batch != "fits":
             continue

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from ghostsim.config.load import load_model, load_platform, load_policy
+from ghostsim.config.scenario import Prefetch
 from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.engine.network import Network
@@ -16,6 +17,7 @@ from ghostsim.pipeline.executor import Executor
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages, state_bytes, streams_of
 from ghostsim.policy.placement import Placement, place
+from ghostsim.policy.prefetch import Prefetched, ahead_of
 
 HBM = Placement("hbm", "hbm", "gpu", "dma", 1, "bitmap")
 OFFLOAD = replace(HBM, kv_tier="dram")
@@ -148,12 +150,36 @@ def replay(chosen, model, placement, batch, machine="h100_cxl_pim"):
     return again
 
 
-def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=()):
-    """Run a Selection on a bundled platform, changed by `sets`."""
+def foreseen(chosen, *, by="last_query", hit=0.7, waste=0.3, ahead=1):
+    """Return a prefetch that brings a share `hit` of what is read, and `waste` times as much for nothing."""
+    hits = (chosen.read_tokens * hit).astype(np.int64)
+    tokens = hits + (chosen.read_tokens * waste).astype(np.int64)
+    found = Prefetched(tokens, hits, chosen.scanned, chosen.scan_bytes)
+    return ahead_of(found, chosen, Prefetch(by=by, ahead=ahead, tokens=1), len(chosen.unit_of))
+
+
+def archived(chosen, share=0.5):
+    """Return a Selection of which a share of the reads, and of the cold tokens, are in the archive."""
+    old = (chosen.read_tokens * share).astype(np.int64)
+    parts = {"cold": chosen.read_tokens - old, "archive": old}
+    tokens = [parts.get(s.role, moved) for s, moved in zip(chosen.streams, chosen.stream_tokens, strict=True)]
+    sizes = np.array([stream.record_bytes for stream in chosen.streams])[:, None, None]
+    return replace(
+        chosen,
+        read_runs=-(-parts["cold"] // 2),
+        archive_tokens=(chosen.cold_tokens * share).astype(np.int64),
+        archive_runs=-(-old // 16),
+        stream_tokens=np.stack(tokens),
+        stream_bytes=np.stack(tokens) * sizes,
+    )
+
+
+def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(), *, ahead=None, scale=None):
+    """Run a Selection on a bundled platform, changed by `sets`, with resources `scale` times as fast."""
     env = CountingEnvironment()
-    network = Network(env)
+    network = Network(env, scale)
     built = Machine(env, network, platform(machine, *sets))
-    plan = place(chosen, of, model, placement, batch)
+    plan = place(chosen, of, model, placement, batch, ahead)
     bound = Binder(built, model, placement, chosen.stages, batch).bind(plan)
     probe, ledger = UtilisationProbe(network), Ledger(network)
     times = Executor(env, network, plan, bound).run()
@@ -167,7 +193,7 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         bound=bound,
         times=times,
         selection=chosen,
-        ahead=None,
+        ahead=ahead,
         capacity_bytes={},
         stored_bytes={},
         utilisation=probe.utilisation(),

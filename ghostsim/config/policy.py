@@ -228,7 +228,9 @@ class Read(Selector):
     lag: Literal["none", "layer", "step"] = "none"
     """Scores come from the query itself, from the query predicted a layer ahead, or from the last step's query."""
     speculate: Count = 1
-    """Queries of consecutive steps that share one read set: their union."""
+    """Queries of consecutive steps that share one read set, their union, moved once; the index is scanned once, each
+    record scored by all of them. A run counts every step as a token of every request (all drafts accepted) and a pass
+    over the weights; `serving.speculation` has drafts, acceptance, and one pass for all tokens that are verified."""
     cache: Cache | None = None
 
     @model_validator(mode="after")

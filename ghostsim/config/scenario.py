@@ -43,7 +43,7 @@ SERVING = (
     *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
 )
 """Numbers that metrics.json holds of every run that serves requests, below `serving`."""
-TABLES = ("bytes_per_step", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
+TABLES = ("bytes_per_step", "read_amplification", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
 """Tables that metrics.json holds of every run; their keys depend on the platform."""
 
 

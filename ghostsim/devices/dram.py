@@ -14,6 +14,7 @@ import numpy as np
 
 from ghostsim.config.hardware import Dram, Memory, cycles
 from ghostsim.devices.leg import Costs, Leg, Load
+from ghostsim.devices.units import whole
 from ghostsim.engine.network import Network
 from ghostsim.timing import dram
 from ghostsim.timing.dram import Pattern
@@ -159,7 +160,7 @@ class DramMedia:
 
     def _gather(self, piece_bytes: float, exponent: int, write: bool) -> Leg:
         access = self.part.geometry.access_bytes
-        moved = math.ceil(piece_bytes / access) * access / piece_bytes
+        moved = whole(piece_bytes, access) / piece_bytes
         read_share = 0.0 if write else 1.0
         reached = self.bandwidth(Pattern("random", _record_size(piece_bytes), read_share))
         reached /= dram.channel_imbalance(2**exponent, self.memory.channels)

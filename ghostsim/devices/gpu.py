@@ -123,9 +123,12 @@ class GpuDevice:
         """Extend a route from another memory by the scoring of the index records that arrive."""
         return join([source, self.hbm.stream().bulk, Leg(self._vector_work(macs_per_byte))])
 
-    def copy_in(self, source: Leg, fragment_bytes: float) -> tuple[Leg, float]:
-        """Extend a route from another memory by the copy engines and the write to HBM; return it with its weight."""
-        engine = self.dma.move(fragment_bytes, source.latency_ps)
+    def copy_in(self, source: Leg, fragment_bytes: float, waits_ps: int | None = None) -> tuple[Leg, float]:
+        """Extend a route from another memory by the copy engines and the write to HBM; return it with its weight.
+
+        An engine waits for its reads as long as the route's latency, or `waits_ps` where others do the rest.
+        """
+        engine = self.dma.move(fragment_bytes, source.latency_ps if waits_ps is None else waits_ps)
         return join([source, engine, self.hbm.stream(write=True).bulk]), float(self.part.copy_engines.window)
 
     def receive(self, source: Leg) -> Leg:

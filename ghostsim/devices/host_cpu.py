@@ -49,14 +49,14 @@ class HostCpuDevice:
         window = float(self.part.cores * _WINDOW_PER_CORE)
         return SketchFilter(network, self.media.stream, work, start_ps=core.start, window=window)
 
-    def stage(self, *, here: bool) -> Leg:
+    def stage(self, *, lands: bool) -> Leg:
         """Return the cost of a copy by a core into the buffer that copy engines take it from.
 
-        What comes from another device lands in memory first. The buffer is written by the core and read by the engine.
+        What no load of a core reaches lands in memory first. The buffer is written by the core and read by the engine.
         """
         cores, core = self.working()
         read, write = self.media.stream().bulk, self.media.stream(write=True).bulk
-        landing = () if here else (write, read)
+        landing = (write, read) if lands else ()
         return join([*landing, write, read, Leg(((cores, 1 / core.copy_bandwidth),), core.start)])
 
     def attend(self, piece_bytes: float, records: int, flops_per_byte: float) -> Job:

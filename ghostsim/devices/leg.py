@@ -64,8 +64,14 @@ def queueing_ps(network: Network, loads: tuple[Load, ...]) -> int:
 
 
 _STEPS_PER_OCTAVE = 8
+_EXACT_BYTES = 128
 
 
 def rounded(size: float) -> int:
-    """Round a size to a geometric grid of 9 % steps, so that similar flows share one class."""
+    """Round a size to a geometric grid of 9 % steps, a small one to whole bytes, so that similar flows share one class.
+
+    Small pieces are records of one size; a grid would hide how many units of a memory they take.
+    """
+    if size <= _EXACT_BYTES:
+        return max(1, round(size))
     return max(1, round(2 ** (round(math.log2(max(1.0, size)) * _STEPS_PER_OCTAVE) / _STEPS_PER_OCTAVE)))

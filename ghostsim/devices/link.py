@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ghostsim.config.hardware import Link, Switch
 from ghostsim.devices.leg import Leg
+from ghostsim.devices.units import whole
 from ghostsim.engine.network import Network
 from ghostsim.timing import flit, pcie
 
-_LINE_BYTES = 64
+_WORD_BYTES = 4
 _LONGEST_PAYLOAD = 4096
 
 
@@ -16,8 +17,8 @@ def data_bandwidth(link: Link, piece_bytes: float, *, write: bool = False) -> fl
 
     A measured bandwidth caps what framing alone would allow.
     """
-    payload = int(min(_LONGEST_PAYLOAD, max(_LINE_BYTES, piece_bytes)))
     if link.protocol == "pcie":
+        payload = _payload(piece_bytes)
         assert link.mps is not None  # the link's own validator has seen to both
         assert link.mrrs is not None
         reached = (
@@ -25,12 +26,19 @@ def data_bandwidth(link: Link, piece_bytes: float, *, write: bool = False) -> fl
             if write
             else pcie.read_bandwidth(link.rate, link.width, payload, link.mps, link.mrrs)
         )
+        reached *= piece_bytes / whole(piece_bytes, _WORD_BYTES)
     elif link.protocol == "cxl" and link.flit != "none":
         both = flit.link_bandwidth(link.rate, link.width, link.flit, read_fraction=0.0 if write else 1.0)
         reached = both.write_bytes_per_s if write else both.read_bytes_per_s
+        reached *= piece_bytes / whole(piece_bytes, flit.LINE_BYTES)
     else:
         reached = link.raw * link.encoding
     return min(reached, link.bandwidth or reached)
+
+
+def _payload(piece_bytes: float) -> int:
+    """Return what PCIe packets carry of a piece, in whole words."""
+    return whole(min(_LONGEST_PAYLOAD, piece_bytes), _WORD_BYTES)
 
 
 def answer_seconds(link: Link, piece_bytes: float, *, write: bool = False) -> float:
@@ -38,12 +46,13 @@ def answer_seconds(link: Link, piece_bytes: float, *, write: bool = False) -> fl
 
     Posted writes over PCIe have none; links without packets neither.
     """
-    payload = int(min(_LONGEST_PAYLOAD, max(_LINE_BYTES, piece_bytes)))
     if link.protocol == "pcie" and not write:
         assert link.mrrs is not None  # the link's own validator has seen to it
-        return pcie.request_seconds(link.rate, link.width, payload, link.mrrs) / payload
+        payload = _payload(piece_bytes)
+        return pcie.request_seconds(link.rate, link.width, payload, link.mrrs) / min(_LONGEST_PAYLOAD, piece_bytes)
     if link.protocol == "cxl" and link.flit != "none":
-        return flit.answer_seconds(link.rate, link.width, link.flit, write=write) / flit.LINE_BYTES
+        lines = whole(piece_bytes, flit.LINE_BYTES) / flit.LINE_BYTES
+        return lines * flit.answer_seconds(link.rate, link.width, link.flit, write=write) / piece_bytes
     return 0.0
 
 

@@ -20,7 +20,7 @@ from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
 from ghostsim.devices.upmem import UpmemDevice
 from ghostsim.engine.network import Network
-from ghostsim.errors import InvariantError
+from ghostsim.errors import ConfigError, InvariantError
 
 Store = HostCpuDevice | CxlExpanderDevice | UpmemDevice | NearBankPimDevice | NvmeDevice
 AnyDevice = GpuDevice | SwitchDevice | Store
@@ -56,10 +56,14 @@ def build(env: simpy.Environment, network: Network, name: str, part: hardware.De
 
 @dataclass(frozen=True)
 class Route:
-    """The way between the GPU and a device: its links in order from the GPU, and what lies between them."""
+    """The way between the GPU and a device: its links in order from the GPU, and what lies between them.
+
+    Data that bounce off the memory of a host may pass links and switches a second time, away from the GPU: `back`.
+    """
 
     links: tuple[LinkDevice, ...]
     between: tuple[HostCpuDevice | SwitchDevice, ...]
+    back: tuple[LinkDevice | SwitchDevice, ...] = ()
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -68,8 +72,8 @@ class Route:
 
     def carry(self, piece_bytes: float, *, write: bool = False) -> Leg:
         """Return the cost of one direction; the latency is one way."""
-        nodes = (*self.links, *self.between)
-        return join([node.carry(piece_bytes, write=write) for node in nodes])
+        legs = [node.carry(piece_bytes, write=write) for node in (*self.links, *self.between)]
+        return join([*legs, *(node.carry(piece_bytes, write=not write) for node in self.back)])
 
     @property
     def shared(self) -> Route:
@@ -107,12 +111,43 @@ class Machine:
         named = ((name, self.devices[name]) for name in self.platform.tiers.get(tier, ()))  # type: ignore[call-overload]
         return [(name, device) for name, device in named if isinstance(device, Store)]
 
+    def bounce(self, target: str, host: HostCpuDevice) -> Route:
+        """Return the way from a device into the memory of a host, and from there to the GPU.
+
+        Neither half passes data between devices, so the root complex's limit on that does not hold.
+
+        Raises
+        ------
+        ConfigError
+            If the host does not reach the device.
+        """
+        near, far = self.routes[host.name], self._path(host.name, target)
+        if not far or self.gpu_name in far:
+            raise ConfigError(f"found fetch staged from {target}, expected a device that {host.name} reaches")
+        links, inner = self._along(far)
+        nodes: list[LinkDevice | SwitchDevice] = [*links, *(node for node in inner if isinstance(node, SwitchDevice))]
+        once, again = ([node for node in nodes if (node in (*near.links, *near.between)) is twice]
+                       for twice in (False, True))  # fmt: skip
+        return Route(
+            (*near.links, *(node for node in once if isinstance(node, LinkDevice))),
+            (*near.between, *(node for node in once if isinstance(node, SwitchDevice))),
+            tuple(again),
+        )
+
     def _route(self, target: str) -> Route:
         """Take the way of least latency; every device on it passes traffic on."""
-        graph = self.platform.graph()
-        if not nx.has_path(graph, self.gpu_name, target):
-            return Route((), ())
-        path = nx.shortest_path(graph, self.gpu_name, target, weight="latency_ps")
-        links = tuple(self.links[graph.edges[pair]["link"]] for pair in itertools.pairwise(path))
-        inner = tuple(self.devices[name] for name in path[1:-1])
+        links, inner = self._along(self._path(self.gpu_name, target))
         return Route(links, tuple(node for node in inner if isinstance(node, HostCpuDevice | SwitchDevice)))
+
+    def _path(self, source: str, target: str) -> list[str]:
+        """Return the devices on the way of least latency, none if there is no way."""
+        graph = self.platform.graph()
+        if not nx.has_path(graph, source, target):
+            return []
+        return list(nx.shortest_path(graph, source, target, weight="latency_ps"))
+
+    def _along(self, path: Sequence[str]) -> tuple[tuple[LinkDevice, ...], tuple[AnyDevice, ...]]:
+        """Return the links of a path and the devices between its ends."""
+        edges = self.platform.graph().edges
+        links = tuple(self.links[edges[pair]["link"]] for pair in itertools.pairwise(path))
+        return links, tuple(self.devices[name] for name in path[1:-1])

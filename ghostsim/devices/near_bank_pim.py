@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from ghostsim.config.hardware import NearBankPim
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg
+from ghostsim.devices.units import whole
 from ghostsim.engine.network import Network
 from ghostsim.engine.server import ModeServer
 from ghostsim.plan.selection import IndexStage
@@ -44,8 +43,7 @@ class NearBankPimDevice:
 
     def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (interleaved over all chips)
         """Return the cost of reading scattered pieces in whole accesses."""
-        access = self.part.access
-        return Leg(((self.bus, math.ceil(piece_bytes / access) * access / piece_bytes),), self.part.latency)
+        return Leg(((self.bus, whole(piece_bytes, self.part.access) / piece_bytes),), self.part.latency)
 
     def write(self, piece_bytes: float, records: int) -> Leg:
         """Return the cost of writing scattered pieces in whole accesses."""

@@ -7,6 +7,7 @@ import math
 from ghostsim.config.hardware import Nvme
 from ghostsim.devices.leg import Leg, join
 from ghostsim.devices.sketch_filter import in_silicon
+from ghostsim.devices.units import whole
 from ghostsim.engine.network import Network
 from ghostsim.timing import dram
 from ghostsim.timing.nvme import channel_bytes, slow_share
@@ -69,7 +70,7 @@ class NvmeDevice:
         return round(nbytes / self.part.channel_bandwidth * _PS_PER_S)
 
     def _access(self, piece_bytes: float, array_ps: int, collisions: float = 1.0) -> Leg:
-        pages = math.ceil(piece_bytes / self.part.page) / piece_bytes
+        pages = whole(piece_bytes, self.part.page) / self.part.page / piece_bytes
         carried = channel_bytes(piece_bytes, self.part.page)
         commands = max(1.0, piece_bytes / _LARGEST_COMMAND) / piece_bytes
         latency_ps = array_ps + self._channel_ps(min(carried, self.part.page)) + self.part.overhead

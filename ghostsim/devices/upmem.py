@@ -7,6 +7,7 @@ import simpy
 from ghostsim.config.hardware import Upmem
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg
+from ghostsim.devices.units import MRAM_BYTES, whole
 from ghostsim.engine.network import Network
 from ghostsim.engine.server import FifoServer
 from ghostsim.plan.selection import IndexStage
@@ -66,13 +67,15 @@ class UpmemDevice:
         broadcast = dpus * self.part.parallel_to_dpu / self.part.broadcast
         return Leg(((self.to_dpu, min(parallel, broadcast)),))
 
-    def read(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (host transfers are one loop over DPUs)
-        """Return the cost of bringing records from MRAM to the host."""
-        return Leg(((self.from_dpu, 1 / self._share("from_dpu", records)),))
+    def read(self, piece_bytes: float, records: int) -> Leg:
+        """Return the cost of bringing records from MRAM to the host, in whole granules."""
+        granules = whole(piece_bytes, MRAM_BYTES) / piece_bytes
+        return Leg(((self.from_dpu, granules / self._share("from_dpu", records)),))
 
-    def write(self, piece_bytes: float, records: int) -> Leg:  # noqa: ARG002  (host transfers are one loop over DPUs)
-        """Return the cost of bringing records from the host to MRAM."""
-        return Leg(((self.to_dpu, 1 / self._share("to_dpu", records)),))
+    def write(self, piece_bytes: float, records: int) -> Leg:
+        """Return the cost of bringing records from the host to MRAM, in whole granules."""
+        granules = whole(piece_bytes, MRAM_BYTES) / piece_bytes
+        return Leg(((self.to_dpu, granules / self._share("to_dpu", records)),))
 
     def _share(self, direction: Direction, records: int) -> float:
         """Return the rate of a transfer over that of all DPUs: records on few DPUs leave the others out.

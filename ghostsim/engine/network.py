@@ -25,6 +25,9 @@ from ghostsim.engine.fairness import CEILING, Demand, fill
 
 Route: TypeAlias = tuple[tuple["Resource", float], ...]
 Mix: TypeAlias = Callable[[float], float]
+Share: TypeAlias = tuple[float, int]
+"""A rate in bytes/ps, and the resource (by index) or `CEILING` that holds it there."""
+_NONE: Share = (0.0, CEILING)
 _ClassKey: TypeAlias = tuple[Route, float, float | None, tuple["Resource", ...]]
 _StateKey: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -67,8 +70,9 @@ class FlowClass:
         Rate of a flow that is alone, bytes/s.
     solo_limit
         Index of the resource that then limits it, `CEILING` for its own ceiling.
-    history
-        (since_ps, rate, limit) of every change of rate: what a flow got, and which resource or `CEILING` held it there.
+    changed_ps, shares
+        When the rate changed, and to what: a share is a rate and the resource or `CEILING` that held it there. Shares
+        are few and shared with the memo of the network, so that a change takes two pointers.
     rate
         Present rate of one flow, bytes/ps; 0 while there is none.
     served
@@ -81,13 +85,14 @@ class FlowClass:
 
     __slots__ = (
         "ceiling",
+        "changed_ps",
         "costs",
         "finish_ps",
-        "history",
         "index",
         "rate",
         "route",
         "served",
+        "shares",
         "since_ps",
         "solo_limit",
         "solo_rate",
@@ -107,7 +112,8 @@ class FlowClass:
         self.writes = writes
         rates = [(resource.at(float(resource in writes)) / cost, resource.index) for resource, cost in route]
         self.solo_rate, self.solo_limit = min(rates if ceiling is None else [*rates, (ceiling, CEILING)])
-        self.history: list[tuple[int, float, int]] = []
+        self.changed_ps: list[int] = []
+        self.shares: list[Share] = []
         self.tags: list[tuple[float, int, Flow]] = []
         self.served = 0.0
         self.since_ps = 0
@@ -138,9 +144,11 @@ class FlowClass:
             self.served, self.since_ps, self.finish_ps = 0.0, now, NEVER
         return due
 
-    def change_rate(self, rate: float, limit: int, now: int) -> None:
-        """Let every flow have `rate` from now on, 0 if there is none, held there by `limit`."""
-        self.history.append((now, rate, limit))
+    def change_rate(self, share: Share, now: int) -> None:
+        """Let every flow have a share from now on, of rate 0 if there is none."""
+        self.changed_ps.append(now)
+        self.shares.append(share)
+        rate = share[0]
         self.served += self.rate * (now - self.since_ps)
         self.since_ps = now
         self.rate = rate
@@ -186,10 +194,10 @@ class _State:
         self.counts = counts
         self.classes = [flow_class for flow_class, _ in counts]
         self.writes = any(flow_class.writes for flow_class in self.classes)
-        self.changes: dict[_State, list[tuple[FlowClass, float, int]]] = {}
+        self.changes: dict[_State, list[tuple[FlowClass, Share]]] = {}
         self.after_start: dict[FlowClass, _State] = {}
         self.after_finish: dict[FlowClass, _State] = {}
-        self.shares: dict[FlowClass, tuple[float, int]] | None = None
+        self.shares: dict[FlowClass, Share] | None = None
         self.used: tuple[float, ...] | None = None
         self.notes: dict[object, int] = {}
 
@@ -201,8 +209,8 @@ class Network:
     ----------
     scale
         Factors on the capacities of resources by name, for what-if questions.
-    probes
-        Watchers; an empty list costs nothing.
+    probes, meters
+        Watchers of flows and rates, and of rates alone; empty lists cost nothing.
     flows_started, solves, fills
         Flows so far; instants at which rates were looked up; look-ups that had to be computed.
     """
@@ -211,6 +219,7 @@ class Network:
         self.env = env
         self.scale = scale or {}
         self.probes: list[Probe] = []
+        self.meters: list[Probe] = []
         self.resources: dict[str, Resource] = {}
         self.flows_started = 0
         self.solves = 0
@@ -380,9 +389,9 @@ class Network:
         if state is not before:
             self._solved = state
             changes = before.changes.get(state)
-            for flow_class, rate, limit in self._changes(before, state) if changes is None else changes:
-                flow_class.change_rate(rate, limit, now)
-            for probe in self.probes:
+            for flow_class, share in self._changes(before, state) if changes is None else changes:
+                flow_class.change_rate(share, now)
+            for probe in (*self.meters, *self.probes):
                 probe.on_rates(now, state.used or self._usage(state))
         next_ps = NEVER
         for flow_class in state.classes:
@@ -412,21 +421,21 @@ class Network:
             state.changes.clear()
         self._states.clear()
 
-    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, float, int]]:
-        """Return the classes whose rate differs between two states, with the new rate, and remember them."""
+    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, Share]]:
+        """Return the classes whose rate differs between two states, with the new share, and remember them."""
         old, new = self._shares(before), self._shares(after)
-        gone = [(cls, 0.0, CEILING) for cls in old if cls not in new]
-        changed = [(cls, *share) for cls, share in new.items() if cls not in old or old[cls][0] != share[0]]
+        gone = [(cls, _NONE) for cls in old if cls not in new]
+        changed = [(cls, share) for cls, share in new.items() if cls not in old or old[cls][0] != share[0]]
         before.changes[after] = gone + changed
         return before.changes[after]
 
-    def _shares(self, state: _State) -> dict[FlowClass, tuple[float, int]]:
+    def _shares(self, state: _State) -> dict[FlowClass, Share]:
         if state.shares is None:
             self.fills += 1
             state.shares = self._fill(state)
         return state.shares
 
-    def _fill(self, state: _State) -> dict[FlowClass, tuple[float, int]]:
+    def _fill(self, state: _State) -> dict[FlowClass, Share]:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [cls.demand(count) for cls, count in state.counts]
         rates: list[float] = []

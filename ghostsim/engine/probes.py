@@ -30,7 +30,7 @@ class UtilisationProbe(Probe):
         self._start_ps = int(network.env.now)
         self._log: list[tuple[int, Sequence[float]]] = [(self._start_ps, ())]
         self._sums: NDArray[np.float64] = np.zeros((0, 0))
-        network.probes.append(self)
+        network.meters.append(self)
 
     def on_rates(self, now_ps: int, used: Sequence[float]) -> None:
         """Note the rates that hold from now on."""

@@ -22,6 +22,7 @@ from ghostsim.export.capacities import bandwidths, platform_of
 from ghostsim.export.timeline import Counter, Slice, write_timeline
 from ghostsim.metrics.collect import Record, step_rows
 from ghostsim.metrics.serving import Served, over_time, request_rows
+from ghostsim.pipeline.program import program
 from ghostsim.plan.plan import OPS, Plan
 from ghostsim.policy.evaluate import content_key
 from ghostsim.serving import request_files
@@ -162,6 +163,10 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
             "token_repeats": first.token_repeats(),
             "batch": {label: record.batch for label, record in result.records.items()},
             "lossless": {label: loaded.scenario.runs[label].policy.lossless for label in result.records},
+        },
+        "programs": {
+            label: [vars(stage) for stage in program(record.plan, record.bound)]
+            for label, record in result.records.items()
         },
         "lost_mass_by_context": _lost_mass_by_context(result),
         "what_if": what_if_table(result),

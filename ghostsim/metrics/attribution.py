@@ -105,14 +105,13 @@ def _cut(piece: Segment, granted: int, flows_from: int) -> tuple[int, int, int]:
 
 def _held_down(flow_class: FlowClass, begin: int, until: int) -> Mapping[int, float]:
     """Return, by limit, the time that a class lost between two instants."""
-    history, solo = flow_class.history, flow_class.solo_rate / PS_PER_S
-    first = max(0, bisect_right(history, begin, key=lambda entry: entry[0]) - 1)
+    changed, solo = flow_class.changed_ps, flow_class.solo_rate / PS_PER_S
     blame: dict[int, float] = {}
-    for i in range(first, len(history)):
-        since, rate, limit = history[i]
+    for i in range(max(0, bisect_right(changed, begin) - 1), len(changed)):
+        since, (rate, limit) = changed[i], flow_class.shares[i]
         if since >= until:
             break
-        after = history[i + 1][0] if i + 1 < len(history) else until
+        after = changed[i + 1] if i + 1 < len(changed) else until
         slow = (min(after, until) - max(since, begin)) * (1 - rate / solo)
         if slow > 0 and rate:
             blame[limit] = blame.get(limit, 0.0) + slow

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ghostsim.config.hardware import Platform
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
+from ghostsim.metrics.amplification import read_amplification
 from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.lifecycle import lifecycle_metrics
@@ -99,6 +100,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
             place: {cause: float(per_step.mean()) for cause, per_step in causes.items()}
             for place, causes in bytes_moved.items()
         },
+        "read_amplification": read_amplification(record.plan, record.platform),
         "utilisation": dict(record.utilisation),
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
         "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
@@ -20,6 +20,7 @@ from ghostsim.devices.gpu import GpuDevice
 from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, Load, join, rounded
+from ghostsim.devices.link import LinkDevice
 from ghostsim.devices.machine import Machine, Route, Store
 from ghostsim.devices.near_bank_pim import NearBankPimDevice
 from ghostsim.devices.nvme import NvmeDevice
@@ -28,7 +29,7 @@ from ghostsim.devices.upmem import MOST_BITS, UpmemDevice
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import Server
 from ghostsim.errors import ConfigError
-from ghostsim.pipeline.ghostifier import Ghostifier, in_place
+from ghostsim.pipeline.ghostifier import Ghostifier, in_place, scaled
 from ghostsim.plan.plan import OPS, ROLES, Plan
 from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.placement import FROM_TIER, Placement
@@ -37,6 +38,8 @@ _DECIDED = "threshold"
 _DOWN = ("query", _DECIDED)
 """Rows from the GPU to a filter; a threshold is found by a kernel first."""
 _STREAMED_BYTES = 4096
+_STAGED_BYTES = 65536
+"""Of a buffer that cores fill and a copy engine takes."""
 
 
 class Row(NamedTuple):
@@ -140,6 +143,7 @@ class Binder:
         if self.placement.fetch in ("staged", "cpu"):
             for site in self.sites.get(self.placement.kv_tier, ()):
                 self._host(site).working()
+                self._ways_in(site)
         if self.placement.fetch != "zero_copy":
             return
         fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
@@ -235,9 +239,10 @@ class Binder:
 
     def _bind_near_scan(self, number: int, request: int) -> Bound:
         sites = self.scanners
+        templates = [self._scan(site, number, request) for site in sites]
 
         def make(row: Row) -> Job:
-            return _job(row.nbytes, sites, [self._scan(site, number, request) for site in sites])
+            return _job(row.nbytes, sites, templates)
 
         return Bound(make, f"{self.placement.site} filter")
 
@@ -256,7 +261,7 @@ class Binder:
 
     def _bind_cross(self) -> Bound:
         """Without a filter the records of the index cross to the GPU, which scores them as they arrive."""
-        sites = self.sites[self.placement.index_tier]
+        sites = tuple(map(self._ways_in, self.sites[self.placement.index_tier]))
 
         def make(row: Row) -> Job:
             macs = round(row.flops / 2 / max(1, row.nbytes), 3)
@@ -295,8 +300,16 @@ class Binder:
 
     # --- between tiers ---
 
+    def _ways_in(self, site: _Site[Store]) -> _Site[Store]:
+        """Return a site with the ways that its data take to the GPU: staged ones go by the memory of the host."""
+        host = self._host(site) if self.placement.fetch == "staged" else None
+        if host is None or site.devices[0] is host:
+            return site
+        names = {device: name for name, device in self.machine.devices.items()}
+        return replace(site, routes=tuple(self.machine.bounce(names[device], host) for device in site.devices))
+
     def _bind_read(self, tier: str) -> Bound:
-        sites = self.sites[tier]
+        sites = tuple(map(self._ways_in, self.sites[tier]))
 
         def make(row: Row) -> Job:
             piece = rounded(row.nbytes / max(1, row.runs))
@@ -317,21 +330,26 @@ class Binder:
 
         source, first = site.spread(way), site.devices[0]
         if self.placement.fetch == "staged":
-            return self.gpu.copy_in(join([source, self._host(site).stage(here=first is self._host(site))]), piece)
+            return self._staged(source, self._host(site), lands=isinstance(first, NvmeDevice))
         if isinstance(first, NvmeDevice):
             return self.gpu.receive(source), first.window
         if self.placement.fetch == "zero_copy":
             return self.gpu.read_in_place(source)
         return self.gpu.copy_in(source, piece)
 
+    def _staged(self, source: Leg, host: HostCpuDevice, *, lands: bool) -> tuple[Leg, float]:
+        """Return the cost of bytes that cores gather in a buffer; the copy engine waits for that buffer alone."""
+        near = self.machine.routes[host.name].carry(_STAGED_BYTES)
+        way = join([source, host.stage(lands=lands)])
+        return self.gpu.copy_in(way, _STAGED_BYTES, host.media.latency_ps + 2 * near.latency_ps)
+
     def _host(self, site: _Site[Store]) -> HostCpuDevice:
-        """Return the host that KV of a tier lies in or passes."""
-        for node in (*site.devices, *site.routes[0].between):
+        """Return the host that KV of a tier lies in or goes by."""
+        nodes = (*site.devices, *site.routes[0].between, *self.machine.devices.values())
+        for node in nodes:
             if isinstance(node, HostCpuDevice):
                 return node
-        raise ConfigError(
-            f"found fetch {self.placement.fetch} from {site.name}, expected a host between it and the GPU"
-        )
+        raise ConfigError(f"found fetch {self.placement.fetch} from {site.name}, expected a platform with a host")
 
     def _bind_cpu_attend(self) -> Bound:
         sites = self.sites[self.placement.kv_tier]
@@ -361,17 +379,17 @@ class Binder:
                                                 for site, leg in zip(sites, legs, strict=True)])  # fmt: skip
 
             return Bound(near, f"{tier} ghostify")
-        site = self.sites[tier][0] if tier != "hbm" else None
-        thread = Ghostifier(self.machine)
-        target, route = (site.devices[0], site.routes[0]) if site else (None, None)
-        record = cache(partial(thread.record, target, route))
+        thread, sites = Ghostifier(self.machine), self.sites[tier] if tier != "hbm" else ()
+        ways = [scaled(site.spread(thread.deliver), len(site.devices) / site.of) for site in sites]
+        record = cache(partial(thread.record, join(ways) if sites else thread.deliver()))
 
         def make(row: Row) -> Job:
             nbytes = max(1, row.nbytes)
             flow_class, delay_ps = record(round(row.records * key_bytes / nbytes, 3), round(row.flops / nbytes, 3))
             return Job(delay_ps, (Part(flow_class, row.nbytes, thread.server),))
 
-        return Bound(make, "host ghostify", _shares(self.sites[tier]) if site and tier != "dram" else ())
+        routes: list[Route | None] = [route for site in sites for route in site.routes] or [None]
+        return Bound(make, "host ghostify", _crossed([thread.links(route) for route in routes]))
 
     def _bind_write(self, tier: str) -> Bound:
         sites = self.sites[tier]
@@ -461,5 +479,10 @@ def _job(nbytes: int, sites: Sequence[_Site[Any]], templates: Sequence[_Template
 
 def _shares(sites: Sequence[_Site[Any]]) -> tuple[tuple[str, float], ...]:
     """Return the links of a tier with the share of its bytes that crosses each."""
-    crossed = Counter(link.name for site in sites for route in site.routes for link in route.links)
-    return tuple((name, count / sites[0].of) for name, count in crossed.items())
+    return _crossed([(*route.links, *route.back) for site in sites for route in site.routes])
+
+
+def _crossed(ways: Sequence[Sequence[object]]) -> tuple[tuple[str, float], ...]:
+    """Return the links on ways that have equal shares of some bytes, with the share that crosses each."""
+    crossed = Counter(node.name for way in ways for node in way if isinstance(node, LinkDevice))
+    return tuple((name, count / len(ways)) for name, count in crossed.items())

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.devices.leg import Leg, join
+from ghostsim.devices.link import LinkDevice
 from ghostsim.devices.machine import Machine, Route, Store
 from ghostsim.engine.network import FlowClass
 from ghostsim.engine.server import FifoServer
@@ -29,37 +30,41 @@ class Ghostifier:
         self.cores, self.core = self.host.working()
         self.server = FifoServer(machine.env)
 
-    def record(
-        self, target: Store | None, route: Route | None, key_share: float, flops: float
-    ) -> tuple[FlowClass, int]:
+    def record(self, deliver: Leg, key_share: float, flops: float) -> tuple[FlowClass, int]:
         """Return the class of flows of record bytes, and the delay of the first one.
 
         Parameters
         ----------
-        target, route
-            Where the index lies and the way of the GPU to it; none where it lies in HBM.
+        deliver
+            The way of a record to its index.
         key_share, flops
             Bytes of keys that are read, and operations, for one byte of a record.
         """
         seconds = max(key_share / self.core.bandwidth, flops / self.core.flops)
         read = scaled(self.host.media.stream(), key_share)
-        leg = join([read, Leg(((self.cores, seconds),), self.core.start), self._deliver(target, route)])
+        leg = join([read, Leg(((self.cores, seconds),), self.core.start), deliver])
         flow_class = self.machine.network.flow_class(leg.costs, _WINDOW, 1 / seconds, leg.writes)
         return flow_class, leg.latency_ps
 
-    def _deliver(self, target: Store | None, route: Route | None) -> Leg:
-        """Return the way of a record from the host to the index."""
+    def deliver(self, target: Store | None = None, route: Route | None = None) -> Leg:
+        """Return the way of a record from the host to a device, or to HBM."""
         if target is self.host:
             return self.host.media.stream(write=True)
+        links = self.links(route)
+        if target is None:
+            return join([link.carry(_WINDOW) for link in links])
+        return join([*(link.carry(_WINDOW, write=True) for link in links), target.write(_WINDOW, 1).bulk])
+
+    def links(self, route: Route | None) -> tuple[LinkDevice, ...]:
+        """Return the links between the host and an index, from the way of the GPU to it (none: it lies in HBM)."""
         to_host = self.machine.routes[self.host.name]
-        if target is None or route is None:
-            return join([link.carry(_WINDOW) for link in to_host.links])
+        if route is None or route == to_host:
+            return to_host.links if route is None else ()
         if self.host not in route.between:
             raise ConfigError(
                 f"found ghostify by cpu for an index that {self.host.name} does not reach, expected one below it"
             )
-        below = route.links[len(to_host.links) :]
-        return join([*(link.carry(_WINDOW, write=True) for link in below), target.write(_WINDOW, 1).bulk])
+        return route.links[len(to_host.links) :]
 
 
 def in_place(device: Store, key_share: float) -> Leg:

@@ -32,7 +32,7 @@ from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
 from ghostsim.report.verdict import Facts, Verdict, verdict
-from ghostsim.report.words import listing, number, share
+from ghostsim.report.words import listing, number, share, size
 
 PlotlyJs = Literal["embed", "directory"]
 _SHARED = "plotly.min.js"
@@ -65,6 +65,7 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
         models=_models(run),
         unmeasured=listing(unmeasured(_platform(run))),
         manifest=run.manifest,
+        programs={label: _program(stages) for label, stages in run.manifest.get("programs", {}).items()},
     )
 
 
@@ -149,6 +150,17 @@ def _by_source(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
 def _platform(run: RunFolder) -> Mapping[str, Any]:
     platform = run.config.get("platform")
     return platform if isinstance(platform, Mapping) else {}
+
+
+def _program(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what a layer does, in the order in which it may start."""
+    header = ["Stage", "What", "Engine", "Rows", "Bytes of the mean layer", "Links", "Waits for; (-n): n layers before"]
+    rows = [
+        [each["name"], each["does"], each["engine"], str(each["rows"]), size(each["nbytes"]),
+         ", ".join(each["links"]), ", ".join(each["after"])]
+        for each in stages
+    ]  # fmt: skip
+    return Table(header, rows)
 
 
 def _models(run: RunFolder) -> Table:

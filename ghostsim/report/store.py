@@ -109,6 +109,17 @@ class _Workload(BaseModel):
     lossless: dict[str, bool] = {}
 
 
+class _Stage(BaseModel):
+    name: str
+    does: str
+    tier: str
+    engine: str
+    rows: int
+    nbytes: float
+    links: list[str]
+    after: list[str]
+
+
 class _Manifest(BaseModel):
     notes: list[str] = []
     not_modelled: list[str] = []
@@ -119,6 +130,7 @@ class _Manifest(BaseModel):
     workload: _Workload = _Workload()
     lost_mass_by_context: dict[str, list[dict[str, float]]] = {}
     what_if: dict[str, dict[str, float]] = {}
+    programs: dict[str, list[_Stage]] = {}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""How many decode steps a second does the whole pipeline simulate, once the Selection is built?"""
+"""How many decode steps a second does the whole pipeline simulate, once the Selection is built?
+
+Seconds are CPU seconds of the process, the least of several repeats. Neighbours on a shared core or cache still slow
+them; a yardstick, bare SimPy events, is run beside, and the bar holds for a machine that runs it at its full pace.
+"""
 
 import os
 import time
@@ -19,6 +23,8 @@ pytestmark = pytest.mark.bench
 
 STEPS = 16
 BAR = float(os.environ.get("GHOSTSIM_BENCH_STEPS_PER_S", "50"))
+EVENT_S = 0.5e-6
+"""A timeout of bare SimPy with its resume on a quiet machine."""
 UNEQUAL = ("devices.cxl_exp1.static=10 W",)
 """Expanders that differ have flows of their own."""
 RUNS = {
@@ -32,9 +38,23 @@ RUNS = {
 }
 
 
+def yardstick():
+    """Return CPU seconds per event of bare SimPy."""
+    env = CountingEnvironment()
+
+    def ticks():
+        for _ in range(50_000):
+            yield env.timeout(1)
+
+    env.process(ticks())
+    begun = time.process_time()
+    env.run()
+    return (time.process_time() - begun) / 50_000
+
+
 def simulate(chosen, of, placement, batch, sets):
-    """Return seconds from a Selection to times with probes on, and flows a layer."""
-    begun = time.perf_counter()
+    """Return CPU seconds from a Selection to times with probes on, and flows a layer."""
+    begun = time.process_time()
     env = CountingEnvironment()
     network = Network(env)
     machine = Machine(env, network, platform("h100_cxl_pim", *sets))
@@ -43,18 +63,20 @@ def simulate(chosen, of, placement, batch, sets):
     probe = UtilisationProbe(network, bin_ps=1_000_000, most_bins=400)
     Executor(env, network, plan, bound).run()
     probe.utilisation()
-    return time.perf_counter() - begun, network.flows_started / len(plan) * len(plan.names)
+    return time.process_time() - begun, network.flows_started / len(plan) * len(plan.names)
 
 
 @pytest.mark.parametrize("name", list(RUNS))
 def test_decode_steps_per_second(name):
     of, placement, batch, sets, barred = RUNS[name]
     chosen = varied(policy(of), llama(), context=131072, batch=batch, steps=STEPS)
-    runs = [simulate(chosen, policy(of), placement, batch, sets) for _ in range(5)]
-    seconds, flows = min(runs)
+    pairs = [(yardstick(), simulate(chosen, policy(of), placement, batch, sets)) for _ in range(5)]
+    seconds, flows = min(run for _, run in pairs)
+    slowed = max(1.0, min(event for event, _ in pairs) / EVENT_S)
     rate = STEPS / seconds
-    print(f"\n{name}: {rate:.0f} steps/s, {flows:.0f} flows a layer, {rate * flows * 32 / 1000:.0f} thousand flows/s")
-    assert not barred or rate >= BAR
+    print(f"\n{name}: {rate:.0f} steps per CPU s on a machine {slowed:.1f} x as slow as a quiet one: "
+          f"{rate * slowed:.0f} steps/s, {flows:.0f} flows a layer")  # fmt: skip
+    assert not barred or rate * slowed >= BAR
 
 
 def test_wall_time_does_not_depend_on_the_context():

@@ -52,16 +52,16 @@ def test_host_memory_is_not_behind_the_root_complex():
 @pytest.mark.parametrize("cores", [1, 4])
 def test_staging_copies_run_at_what_the_cores_copy(cores):
     few = part("xeon_spr_8ch", f"cores={cores}")
-    took = alone_ps(lambda rig: HostCpuDevice(rig.network, "h", few).stage(here=True), 10 * GB)
+    took = alone_ps(lambda rig: HostCpuDevice(rig.network, "h", few).stage(lands=False), 10 * GB)
     assert 10 * GB / (took - 1_000_000) * PS == pytest.approx(cores * 8e9, rel=1e-4)
 
 
-@pytest.mark.parametrize(("here", "crossings"), [(True, 2), (False, 4)])
-def test_a_staging_copy_crosses_host_memory_again(here, crossings):
-    """The buffer is written and read; what another device sends lands before that and is read once more."""
+@pytest.mark.parametrize(("lands", "crossings"), [(False, 2), (True, 4)])
+def test_a_staging_copy_crosses_host_memory_again(lands, crossings):
+    """The buffer is written and read; what a drive sends lands before that and is read once more."""
     rig = Rig()
     device = host(rig)
-    leg = device.stage(here=here)
+    leg = device.stage(lands=lands)
     assert sum(resource is device.media.bus for resource, _ in leg.costs) == crossings
 
 
@@ -80,7 +80,7 @@ def test_cores_are_shared_by_filter_copies_and_attention():
     rig = Rig()
     device = HostCpuDevice(rig.network, "h", part("xeon_spr_8ch", "cores=4"))
     rig.job("scan", device.scorer.scan(GB, 4.0))
-    rig.flow("copy", device.stage(here=True), GB, float(4 * 4096))
+    rig.flow("copy", device.stage(lands=False), GB, float(4 * 4096))
     job = device.attend(8192, 10**6, 4.0)
     rig.job("attend", job._replace(parts=(job.parts[0]._replace(nbytes=GB),)))
     # A core second for 12, 8 and 12 GB.

@@ -95,7 +95,7 @@ def test_lost_bandwidth_is_blamed_on_the_resource_that_held_the_flow_down():
     for each in (narrow, both):
         network.start(each, 10**9, lambda: None)
     env.run()
-    assert [limit for _, rate, limit in both.history if rate] == [disk.index]
+    assert [limit for rate, limit in both.shares if rate] == [disk.index]
 
 
 # --- what if --------------------------------------------------------------------------------------------------------

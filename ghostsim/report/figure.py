@@ -105,20 +105,18 @@ def log_axis(title: str, values: Iterable[float | None], **more: Any) -> dict[st
     found: dict[str, Any] = {"type": "log", "range": [math.log10(low) - room, math.log10(high) + room]}
     if high / low > 300:
         return axis(title, dtick=1 + int(math.log10(high / low)) // 9, **(found | more))
-    ticks = _ticks(low, high)
-    return axis(title, tickvals=ticks, ticktext=[number(each) for each in ticks], **(found | more))
+    ticks = _ticks(low / 10**room, high * 10**room)
+    return axis(title, tickvals=ticks, ticktext=[number(each, 6) for each in ticks], **(found | more))
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return round numbers from below `low` to above `high`: 1-2-5, or a linear series where these are too few."""
+    """Return round numbers from `low` to `high`: 1-2-5, or a linear series where these are too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     series = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
-    inside = [each for each in series if low / 1.1 <= each <= high * 1.1]
+    inside = [each for each in series if low <= each <= high]
     if len(inside) >= 4:
         return inside
     raw = (high - low) / 5
-    if raw <= 0:
-        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(digit for digit in (1, 2, 5, 10) if digit * power >= raw)
     return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -113,8 +113,9 @@ class Run(Strict):
     filter: Site = "gpu"
     """What scans the index, if the policy has one; with `none` its records cross to the GPU, which scores them."""
     fetch: Literal["dma", "zero_copy", "staged", "cpu"] = "dma"
-    """How survivors are attended: brought into HBM by copy engines, read in place by the SMs, copied by the host into a
-    buffer first, or left where they lie and attended by the host's cores, which send partial results."""
+    """How survivors are attended: brought into HBM from device to device (by copy engines; a drive sends by itself),
+    read in place by the SMs, copied by cores into a buffer in host memory first (what a drive sends lands there
+    before), or left where they lie and attended by the host's cores, which send partial results."""
     chunks: Annotated[Count, Field(le=256)] = 1
     """Pieces in which a filter near memory hands over the survivors of one request."""
     result: Literal["ids", "bitmap", "histogram"] = "bitmap"

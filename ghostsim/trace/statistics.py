@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +30,7 @@ RULE = (
 )
 _HELD = 0.9
 _SPIKY_STEPS = 0.1
+_BLOCK = 1 << 16
 _SCORES = 1 << 20  # per query head; bounds the time on long traces
 
 
@@ -264,8 +267,9 @@ def _vectors(workload: Workload, head: Head, steps: list[int]) -> dict[str, Floa
     trace = workload.trace_of(head.request)
     group = slice(head.kv_head * trace.model.q_per_kv, (head.kv_head + 1) * trace.model.q_per_kv)
     queries = trace.q[:, head.kept_layer, group].astype(np.float64)
-    before, after = trace.k[head.kept_layer, head.kv_head].astype(np.float64), head.keys.astype(np.float64, copy=False)
-    norms, lengths = np.linalg.norm(before, axis=1), np.linalg.norm(queries, axis=2)
+    before, after = trace.k[head.kept_layer, head.kv_head], head.keys
+    norms = np.concatenate([np.linalg.norm(block, axis=1) for block in _blocks(before)])
+    lengths = np.linalg.norm(queries, axis=2)
     following = [step for step in steps if step + 1 < len(queries)]
     dots = (queries[following] * queries[[step + 1 for step in following]]).sum(axis=2)
     products = lengths[following] * lengths[[step + 1 for step in following]]
@@ -278,13 +282,20 @@ def _vectors(workload: Workload, head: Head, steps: list[int]) -> dict[str, Floa
         "key_norm_max": norms.max(keepdims=True),
         "first_key_norm": norms[:1],
         "key_energy": np.stack([energy(before), energy(after)])[None],
-        "key_energy_centred": np.stack([energy(rows - rows.mean(axis=0)) for rows in (before, after)])[None],
+        "key_energy_centred": np.stack([energy(rows, centred=True) for rows in (before, after)])[None],
     }
 
 
-def energy(rows: Floats) -> Floats:
-    """Return the falling eigenvalues of rows^T rows as shares of their sum, [d]."""
-    values = np.linalg.eigvalsh(rows.T @ rows)[::-1].clip(min=0)
+def _blocks(rows: npt.NDArray[np.floating[Any]]) -> Iterator[Floats]:
+    """Cut rows into blocks in float64: a million keys are a gigabyte."""
+    return (rows[i : i + _BLOCK].astype(np.float64, copy=False) for i in range(0, len(rows), _BLOCK))
+
+
+def energy(rows: npt.NDArray[np.floating[Any]], *, centred: bool = False) -> Floats:
+    """Return the falling eigenvalues of rows^T rows, perhaps less their mean, as shares of their sum, [d]."""
+    mean = reduce(np.add, (block.sum(axis=0) for block in _blocks(rows))) / len(rows) if centred else 0.0
+    around = (block - mean for block in _blocks(rows))
+    values = np.linalg.eigvalsh(reduce(np.add, (block.T @ block for block in around)))[::-1].clip(min=0)
     return values / max(float(values.sum()), np.finfo(np.float64).tiny)
 
 

@@ -102,14 +102,14 @@ def test_nothing_else_is_left_behind(done, folder):
 
 def test_stdout_is_metrics_and_simulator(metrics, done, folder):
     written = json.loads((folder / done.stderr.rstrip().splitlines()[-1] / "metrics.json").read_text())
-    assert {key: value for key, value in metrics.items() if key not in ("simulator", "what_if")} == written
+    assert {key: value for key, value in metrics.items() if key != "simulator"} == written
     assert set(metrics["simulator"]) == {
         "events", "flows", "wall_s", "selection_wall_s", "peak_rss_mb", "steps_wall_s", "events_per_s",
     }  # fmt: skip
 
 
 def test_top_level_keys(metrics):
-    assert set(metrics) == {"schema", "scenario", "seed", "trace", "runs", "compare", "simulator", "what_if"}
+    assert set(metrics) == {"schema", "scenario", "seed", "trace", "runs", "compare", "simulator"}
     assert set(metrics["trace"]) == {"name", "kind", "context_tokens", "steps"}
 
 

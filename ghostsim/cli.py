@@ -167,7 +167,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace the tables that are there.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Render the report of a run folder again, the page of a sweep, or tables for other tools.
+    """Render the page of a run or a sweep again, or tables of it.
 
     A folder without a timeline, such as a point of a sweep, is simulated again first. With --csv or --parquet only
     tables are written: steps, metrics, waits and what_if, with units in their columns.

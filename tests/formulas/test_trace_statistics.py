@@ -218,7 +218,7 @@ def test_page_is_the_same_twice_and_names_sources_and_warnings(natural, tmp_path
     monkeypatch.setattr("ghostsim.report.trace_page.statistics", lambda _: natural)
     page = render_trace(NATURAL)
     assert write_trace_report(NATURAL, tmp_path / "p.html").read_text() == page
-    figures = re.findall('<figure id="([^"]+)">', page)
+    figures = re.findall('<figure id="([^"]+)"', page)
     assert figures == ["published", "mass", "tokens", "classes", "persistence", "spectrum", "norms"]
     warnings = [each.warning for each in stats.compare(natural) if each.warning]
     assert page.count("Unlike published behaviour.") == 1

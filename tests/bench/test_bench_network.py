@@ -121,5 +121,5 @@ def test_five_tier_decode_steps_per_second(probe):
     result = measure(probe)
     print(f"\nprobes {'on' if probe else 'off'}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
     assert result["flows_per_layer"] >= 44
-    if not os.environ.get("GHOSTSIM_BENCH_SHARED"):
+    if not {"GHOSTSIM_BENCH_SHARED", "PYTEST_XDIST_WORKER"} & set(os.environ):  # other tests share the cores
         assert result["steps_per_cpu_s"] >= 50

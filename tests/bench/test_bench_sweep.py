@@ -1,5 +1,6 @@
 """How many points a second does one process of a sweep finish, once their Selection is built?"""
 
+import os
 import resource
 import time
 
@@ -59,4 +60,5 @@ def test_points_per_second(tmp_path, monkeypatch):
     print(f"\n{1 / point:.1f} points/s and process, {point / simulation:.2f} x their simulation, {megabytes:.0f} MB")
     assert (done.done, done.failed) == (12, 0)
     assert point < MOST_BESIDE * simulation
-    assert megabytes < MOST_MB
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # there other tests have used the process before
+        assert megabytes < MOST_MB

@@ -20,7 +20,6 @@ from ghostsim.engine.clock import PS_PER_S
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError, Location, TraceError
-from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.collect import Record, compare, run_metrics
 from ghostsim.metrics.quality import quality
 from ghostsim.metrics.serving import Served, serving_metrics
@@ -486,8 +485,7 @@ def what_if_of(run: Run, model: Model, record: Record) -> list[WhatIf]:
         ready = bind(run, own_model(run, model), plan, record.selection.stages, record.batch, scale=scale)
         return Executor(ready.env, ready.network, plan, ready.bound).run()
 
-    spent = by_resource(record.plan, record.bound, record.times, record.resources)
-    return what_if(record.plan, spent, record.resources, replay)
+    return what_if(record.plan, record.waits_ms, record.resources, replay)
 
 
 def _series(probe: UtilisationProbe, network: Network) -> dict[str, list[float]]:

@@ -22,11 +22,6 @@ CEILING = -1
 """What limits a flow that meets its own ceiling, in place of the index of a resource."""
 
 
-def max_min_rates(demands: Sequence[Demand], capacities: Sequence[float]) -> list[float]:
-    """Return the rate of one flow of each demand, in bytes per the time unit of `capacities`."""
-    return fill(demands, capacities)[0]
-
-
 def fill(demands: Sequence[Demand], capacities: Sequence[float]) -> tuple[list[float], list[int]]:
     """Return the rate of one flow of each demand, and the resource (by index) or `CEILING` that stopped it.
 

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.engine.fairness import CEILING
 from ghostsim.engine.network import FlowClass
-from ghostsim.metrics.critical_path import Segment, segments
+from ghostsim.metrics.critical_path import Paths, Segment, segments
 from ghostsim.pipeline.binding import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import Plan
@@ -26,13 +26,17 @@ Spent: TypeAlias = dict[str, dict[Kind, float]]
 _Booked: TypeAlias = dict[tuple[str, Kind], float]
 
 
-def by_resource(plan: Plan, bound: Sequence[Bound], times: Times, names: Sequence[str]) -> Spent:
+def by_resource(
+    plan: Plan, bound: Sequence[Bound], times: Times, names: Sequence[str], paths: Paths | None = None
+) -> Spent:
     """Return ms of the mean step by resource: service, queue (waits and lost bandwidth) and latency.
 
     Parameters
     ----------
     names
         Resources of the network by index.
+    paths
+        The critical path of every step, where it is known.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def by_resource(plan: Plan, bound: Sequence[Bound], times: Times, names: Sequenc
     """
     spent: _Booked = {}
     book = _Book(plan, bound, times, names, spent)
-    for path in segments(plan, times):
+    for path in segments(plan, times) if paths is None else paths:
         for piece in path:
             book.segment(piece)
     found: Spent = {}

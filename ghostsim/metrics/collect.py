@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ghostsim.config.hardware import Platform
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.amplification import read_amplification
-from ghostsim.metrics.attribution import by_resource
+from ghostsim.metrics.attribution import Spent, by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
@@ -55,6 +56,26 @@ class Record:
     series: Mapping[str, Sequence[float]] = field(repr=False)
     """Utilisation of each resource in bins of `bin_ps`."""
 
+    @cached_property
+    def paths(self) -> critical_path.Paths:
+        """The critical path of every step."""
+        return critical_path.segments(self.plan, self.times)
+
+    @cached_property
+    def causes_ps(self) -> Ints:
+        """What each step spent its time on, [steps, causes]."""
+        return critical_path.attribute(self.plan, self.times, self.paths)
+
+    @cached_property
+    def waits_ms(self) -> Spent:
+        """What the mean step waited for, by resource."""
+        return by_resource(self.plan, self.bound, self.times, self.resources, self.paths)
+
+    @cached_property
+    def moved(self) -> Bytes:
+        """Bytes per step by tier and by link, and by cause."""
+        return moved(self.plan, self.bound)
+
 
 def moved(plan: Plan, bound: Sequence[Bound]) -> Bytes:
     """Return bytes per step by tier and by link, and by cause; a byte counts under its tier and each link."""
@@ -80,8 +101,8 @@ def step_ms(record: Record) -> NDArray[np.float64]:
 
 def run_metrics(record: Record) -> dict[str, Any]:
     """Return what metrics.json says of a run."""
-    durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
-    path = critical_path.attribute(record.plan, record.times).mean(axis=0) / PS_PER_MS
+    durations, bytes_moved = step_ms(record), record.moved
+    path = record.causes_ps.mean(axis=0) / PS_PER_MS
     mean = float(durations.mean())
     found = quality(record.selection, record.batch)
     viable = viability(record.plan, record.times, found["resurrection_rate"])
@@ -103,7 +124,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "read_amplification": read_amplification(record.plan, record.platform),
         "utilisation": dict(record.utilisation),
         "critical_path_ms": dict(zip(critical_path.CAUSES, path.tolist(), strict=True)),
-        "waits_ms": by_resource(record.plan, record.bound, record.times, record.resources),
+        "waits_ms": record.waits_ms,
         "viability": viable and viable.as_json(),
         "lifecycle": lifecycle_metrics(record.plan, record.times),
         "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
@@ -135,8 +156,8 @@ def activity(record: Record, bytes_moved: Bytes, elapsed_s: float) -> Activity:
 
 def step_rows(record: Record) -> list[dict[str, Any]]:
     """Return the rows of steps.csv of a run."""
-    durations, bytes_moved = step_ms(record), moved(record.plan, record.bound)
-    path = critical_path.attribute(record.plan, record.times) / PS_PER_MS
+    durations, bytes_moved = step_ms(record), record.moved
+    path = record.causes_ps / PS_PER_MS
     columns: dict[str, list[Any]] = {
         "label": [record.label] * len(durations),
         "step": list(range(len(durations))),

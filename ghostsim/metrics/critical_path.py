@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ class Segment:
     until: int
 
 
+Paths: TypeAlias = Sequence[Sequence[Segment]]
+
+
 def segments(plan: Plan, times: Times) -> list[list[Segment]]:
     """Return the critical path of every step, from its end to its start.
 
@@ -63,8 +66,8 @@ def _walk(row: int, until: int, since: int, start: Sequence[int], before: Sequen
         yield Segment(-1, since, until)
 
 
-def attribute(plan: Plan, times: Times) -> NDArray[np.int64]:
-    """Divide every step among the causes of `CAUSES`, exactly.
+def attribute(plan: Plan, times: Times, paths: Paths | None = None) -> NDArray[np.int64]:
+    """Divide every step among the causes of `CAUSES`, exactly; `paths` are its segments, where they are known.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def attribute(plan: Plan, times: Times) -> NDArray[np.int64]:
     kinds = [_kind(plan, i) for i in range(len(plan.names))]
     columns = (times.start.tolist(), times.delay.tolist(), times.service.tolist())
     spent = np.zeros((plan.steps, len(CAUSES)), np.int64)
-    for step, path in enumerate(segments(plan, times)):
+    for step, path in enumerate(segments(plan, times) if paths is None else paths):
         for piece in path:
             _book(spent[step], piece, kinds, columns)
     return spent
@@ -111,6 +114,23 @@ def _kind(plan: Plan, i: int) -> tuple[str, bool]:
     if op in ("attend", "decode"):
         return ("attend_survivors" if plan.stage[i] else "attend_hot"), True
     return _DIRECT[op], on_gpu or op in _KERNELS
+
+
+def others_end(plan: Plan, times: Times, name: str, but: str) -> NDArray[np.int64]:
+    """Return when all that each row `name` waits for, but for rows `but`, had ended; 0 where it waits for nothing.
+
+    Returns
+    -------
+    array [places]
+        Picoseconds, by step and layer.
+    """
+    width, row, left_out = len(plan.names), plan.names.index(name), plan.names.index(but)
+    counts = np.diff(plan.offsets)
+    waiting = np.repeat(np.arange(len(plan)), counts)
+    counted = (waiting % width == row) & (plan.after % width != left_out)
+    ends = np.zeros(plan.steps * plan.layers, np.int64)
+    np.maximum.at(ends, waiting[counted] // width, times.finish[plan.after[counted]])
+    return ends
 
 
 def _latest_predecessor(plan: Plan, times: Times) -> list[int]:

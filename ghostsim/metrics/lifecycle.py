@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostsim.engine.clock import PS_PER_MS
-from ghostsim.metrics.critical_path import step_ends
+from ghostsim.metrics.critical_path import others_end, step_ends
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import Plan
 
@@ -34,10 +34,5 @@ def lifecycle_metrics(plan: Plan, times: Times) -> dict[str, float] | None:
 
 def _stalls(plan: Plan, times: Times) -> NDArray[np.int64]:
     """Return how long each layer's first row waited for a record after everything else it waits for had ended."""
-    width, record = len(plan.names), plan.names.index("ghostify")
-    stalls = np.zeros(plan.steps * plan.layers, np.int64)
-    for place in range(len(stalls)):
-        waits = plan.after[plan.offsets[place * width] : plan.offsets[place * width + 1]]
-        others = times.finish[waits[waits % width != record]]
-        stalls[place] = times.start[place * width] - others.max(initial=0) if len(waits) else 0
-    return stalls
+    first = plan.names[0]
+    return np.asarray(times.start[:: len(plan.names)] - others_end(plan, times, first, but="ghostify"))

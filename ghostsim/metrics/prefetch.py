@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostsim.engine.clock import PS_PER_MS
+from ghostsim.metrics.critical_path import others_end
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import OPS, Op, Plan
 from ghostsim.policy.prefetch import Ahead
@@ -42,15 +43,8 @@ def _tokens_of(plan: Plan, op: Op) -> int:
 
 def _late_ps(plan: Plan, times: Times, shift: int) -> NDArray[np.int64]:
     """Return how long the survivors of each place waited for the prefetch alone."""
-    width = len(plan.names)
-    survivors = plan.names.index("survivors")
-    brought = times.finish[plan.names.index("prefetch") :: width]
-    others = np.zeros_like(brought)
-    for place in range(len(brought)):
-        row = place * width + survivors
-        waits = plan.after[plan.offsets[row] : plan.offsets[row + 1]]
-        mine = waits[plan.names.index("prefetch") != waits % width]
-        others[place] = times.finish[mine].max()
+    brought = times.finish[plan.names.index("prefetch") :: len(plan.names)]
+    others = others_end(plan, times, "survivors", but="prefetch")
     late = np.zeros_like(brought)
     late[shift:] = np.maximum(0, brought[: len(brought) - shift] - others[shift:])
     return late

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostsim.engine.fairness import Demand, max_min_rates
+from ghostsim.engine.fairness import Demand, fill
 
 RESOURCES = 4
 
@@ -36,7 +36,7 @@ def use(demands, rates):
 
 @given(demands, capacities)
 def test_no_resource_is_used_beyond_its_capacity(demands, capacities):
-    used = use(demands, max_min_rates(demands, capacities))
+    used = use(demands, fill(demands, capacities)[0])
     assert all(u <= capacity * (1 + 1e-9) for u, capacity in zip(used, capacities, strict=True))
 
 
@@ -44,7 +44,7 @@ def test_no_resource_is_used_beyond_its_capacity(demands, capacities):
 def test_every_flow_has_a_bottleneck(demands, capacities):
     # Bertsekas and Gallager: rates are max-min fair exactly if every flow is at its ceiling or crosses a full
     # resource on which no flow has more per weight.
-    rates = max_min_rates(demands, capacities)
+    rates = fill(demands, capacities)[0]
     used = use(demands, rates)
     highest = [
         max((r / d.weight for d, r in zip(demands, rates, strict=True) if i in dict(d.costs)), default=0.0)
@@ -61,11 +61,11 @@ def test_every_flow_has_a_bottleneck(demands, capacities):
 def test_the_textbook_example():
     # Three links of capacity 1; one flow crosses all of them, link 0 carries one more flow, link 1 two more.
     long = Demand(((0, 1.0), (1, 1.0), (2, 1.0)), 1.0, math.inf, 1)
-    rates = max_min_rates(
+    rates, _ = fill(
         [long, Demand(((0, 1.0),), 1.0, math.inf, 1), Demand(((1, 1.0),), 1.0, math.inf, 2)], [1.0, 1.0, 1.0]
     )
     assert rates == pytest.approx([1 / 3, 2 / 3, 1 / 3])
 
 
 def test_no_demand_has_no_rates():
-    assert max_min_rates([], [1.0]) == []
+    assert fill([], [1.0])[0] == []

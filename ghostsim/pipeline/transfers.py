@@ -43,14 +43,15 @@ class Transfers:
             raise ConfigError(
                 f"found fetch cpu from tier {self.placement.kv_tier}, expected kv_tier: dram, the memory of the cores"
             )
+        read = (self.placement.kv_tier, self.placement.warm_tier)
         if self.placement.fetch in ("staged", "cpu"):
-            for site in self.sites.get(self.placement.kv_tier, ()):
+            for site in (site for tier in read for site in self.sites.get(tier, ())):
                 self._host(site).working()
                 self.ways_in(site)
         if self.placement.fetch != "zero_copy":
             return
-        fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
-        for tier in sorted(fetched & set(self.sites)):
+        crossing = (self.placement.index_tier,) if self.placement.site == "none" else ()
+        for tier in sorted({*read, *crossing} & set(self.sites)):
             why = _not_addressable(self.sites[tier][0].devices[0])
             if why:
                 raise ConfigError(f"found fetch zero_copy from tier {tier}, expected dma: {why}")

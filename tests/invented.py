@@ -14,6 +14,7 @@ from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.metrics.collect import Record
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.executor import Executor
+from ghostsim.pipeline.settling import Settled
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages, state_bytes, streams_of
 from ghostsim.policy.placement import Placement, place
@@ -208,5 +209,6 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         bin_ps=1,
         resources=tuple(network.resources),
         series={},
+        settled=Settled(0.0, 0.0, {}),
     )
     return Run(record, network, probe, built.links, ledger.moved)

@@ -32,6 +32,7 @@ FIGURES = (
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
     *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
     *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"prefill.{name}" for name in ("index_ms", "settle_ms")),
     *(f"lifecycle.{name}" for name in ("behind_steps", "behind_steps_max", "stalled_ms")),
     *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
                                       "late_ms")),
@@ -41,7 +42,11 @@ SERVING = (
     *("requests", "completed", "rejected", "preemptions", "duration_s", "requests_per_s", "output_tokens_per_s"),
     *("goodput_per_s", "slo_share", "in_system_mean", "waiting_mean", "busy_share", "iterations"),
     *("prompt_tokens", "prefilled_tokens", "decoded_tokens", "step_surface.max_error"),
-    *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
+    *(
+        f"{name}.{part}"
+        for name in ("ttft_ms", "settle_ms", "tpot_ms", "e2e_ms")
+        for part in ("mean", "p50", "p95", "p99", "max")
+    ),
 )
 """Numbers that metrics.json holds of every run that serves requests, below `serving`."""
 TABLES = ("bytes_per_step", "read_amplification", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")

@@ -68,6 +68,9 @@ class Workload(Strict):
     """Requests decoded together; `fits` takes the largest batch whose KV and weights fit their tiers."""
     steps: Count | None = None
     """Decode steps; none takes all that were recorded."""
+    distinct: Count | None = None
+    """Requests that are composed and evaluated; request r of the batch reads as request r mod n of them does, and all
+    batches share their evaluation. None: every request has a context of its own."""
     shape: Literal["model", "trace"] = "model"
     """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
 

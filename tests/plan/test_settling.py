@@ -1,5 +1,7 @@
 """What a prompt leaves to be moved and made: bytes and times at an idle system in closed form, and who pays."""
 
+import itertools
+
 import pytest
 
 from ghostsim.config.load import load_scenario
@@ -118,7 +120,7 @@ def test_an_engine_near_memory_multiplies_at_its_rate(run_of):
 def test_chunks_of_a_prompt_leave_what_the_whole_leaves(run_of, name, policy):
     settling = Settling(*(lambda run: (run, run.model))(run_of(PLACED[name].replace("ghostkv", policy))))
     ends = [0, 100, 700, 2048, 2049, 5000, TOKENS]
-    parts = [settling.amount(end) - settling.amount(begin) for begin, end in zip(ends, ends[1:], strict=False)]
+    parts = [settling.amount(end) - settling.amount(begin) for begin, end in itertools.pairwise(ends)]
     whole = settling.amount(TOKENS)
     for field in ("keys", "kv_bytes", "index_bytes", "anchor_bytes"):
         found = [getattr(part, field) for part in parts]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run
 from ghostsim.devices.machine import Machine
+from ghostsim.devices.units import tier_unit
 from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.pipeline.binding import Binder
@@ -41,6 +42,7 @@ def placement_of(run: Run) -> Placement:
         result=run.result,
         archive_tier=run.archive_tier,
         warm_tier=run.warm_tier,
+        unit_bytes=tier_unit(run.platform, run.kv_tier),
         ghostify=by,
         behind=behind,
     )

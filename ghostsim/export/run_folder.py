@@ -34,7 +34,7 @@ NOT_MODELLED = (
     "norms, rotary embedding, activations and sampling on the GPU; their kernels are taken to be fused",
     "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
     "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
-    "prefill in decode steps: context is there; what it leaves to move and make is stated apart, serving runs have it",
+    "prefill in decode steps, which start with their context in place; a serving run has it",
     "loaded latency by part: a fetch waits as one curve fitted to DRAM systems says, links and flash add idle ones",
     "page tables and TLB misses of the GPU on host memory",
     "drives that wear, heat up or collect garbage: reads are slow as often as their part states, else never",

@@ -92,7 +92,7 @@ class Selection:
     scan_bytes: Ints
     """[C, U, S] their bytes."""
     stream_tokens: Ints
-    """[K, U, S] tokens of each stream."""
+    """[K, U, S] tokens of each stream, none of anchors."""
     stream_bytes: Ints
     """[K, U, S] their bytes."""
     state_bytes: Ints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
@@ -304,8 +305,10 @@ class Evaluation:
                 (pinned, part.pinned_bytes(pinned, d)),
                 (selected, part.nbytes(selected, attended, d)),
                 (cached, part.nbytes(cached, 0, d)),
+                (0, part.met_anchor_bytes(selected, step.cold.size, d)),
             ]
-            for tokens, nbytes in moved if part.cached else moved[:2]:
+            there = (True, True, part.cached, bool(part.anchored))
+            for tokens, nbytes in compress(moved, there):
                 self.rows.stream_tokens[row, s], self.rows.stream_bytes[row, s] = tokens, nbytes
                 row += 1
 

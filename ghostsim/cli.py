@@ -58,7 +58,7 @@ Scheduler = Annotated[
 OutFile = Annotated[Path | None, typer.Option("--out", help="CSV file to write; a new one.")]
 ForceFile = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
 Form = Literal["auto", "mooncake", "azure", "burstgpt", "ghostsim"]
-Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps", "searches"]
+Kinds = Literal["parts", "platforms", "models", "policies", "traces", "scenarios", "sweeps", "searches", "findings"]
 _MOST_TOKENS = 2**24
 
 
@@ -351,6 +351,33 @@ def search(
     _tell(str(folder))
     if not found:
         raise typer.Exit(RequirementError.exit_code)
+
+
+@app.command()
+def findings(
+    names: Annotated[list[str] | None, typer.Argument(help="Finding files or bundled names; none takes all.")] = None,
+    out: Out = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    jobs: Jobs = 0,
+) -> None:
+    """Answer questions: gather evidence, hold claims against it, write a page for each.
+
+    Evidence that was computed before is taken from the cache, so that a command that was stopped goes on where it was.
+    """
+    from ghostsim.export.run_folder import default_out
+    from ghostsim.findings.page import as_data
+    from ghostsim.findings.run import findings_text, run_findings
+
+    folder = out or default_out("findings")
+    answers = run_findings(names or (), folder, jobs=jobs, force=force, progress=_progress(quiet=quiet))
+    _clear_progress(quiet=quiet)
+    if as_json:
+        _print_json(as_data(answers))
+    else:
+        print(findings_text(answers))
+    _tell(str(folder))
 
 
 @app.command()

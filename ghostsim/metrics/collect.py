@@ -20,7 +20,7 @@ from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
 from ghostsim.metrics.quality import quality, step_quality, step_state
 from ghostsim.metrics.viability import viability
-from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
 from ghostsim.plan.selection import Selection

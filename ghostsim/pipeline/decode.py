@@ -10,7 +10,8 @@ from ghostsim.config.scenario import Run
 from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.engine.network import Network
-from ghostsim.pipeline.binding import Binder, Bound
+from ghostsim.pipeline.binding import Binder
+from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import IndexStage, Selection

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.bound import Bound
 from ghostsim.plan.plan import OPS, ROLES, Plan
 
 _NAME = re.compile(r"([a-z_]+?)(?:\d+(?:\.\d+)?)?(s\d+)?")

@@ -27,7 +27,7 @@ from ghostsim.report.figure import (
     short,
 )
 from ghostsim.report.figures_time import row_height
-from ghostsim.report.page import whole_page, write_text
+from ghostsim.report.page import PlotlyJs, whole_page, write_text
 from ghostsim.report.pareto import undominated
 from ghostsim.report.sweep_store import SweepPoint, SweepStore, load_sweep
 from ghostsim.report.words import at_most, listing, number, plural, share, times
@@ -49,7 +49,7 @@ def write_sweep_report(folder: Path) -> Path:
     return page
 
 
-def render_sweep(store: SweepStore) -> str:
+def render_sweep(store: SweepStore, plotlyjs: PlotlyJs = "embed") -> str:
     """Return the page; the same store gives the same bytes."""
     figures = [_heat(store), _lines(store), _main_effects(store), _assumed(store)]
     sections = [
@@ -58,7 +58,7 @@ def render_sweep(store: SweepStore) -> str:
     ]
     return whole_page(
         "sweep.html.j2",
-        "embed",
+        plotlyjs,
         [(name, some) for name, some in sections if some],
         title=f"sweep {store.path.resolve().name}",
         store=store,

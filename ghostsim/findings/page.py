@@ -133,7 +133,7 @@ def write_index(answers: Sequence[Answer], folder: Path) -> None:
     """Write the page that lists the verdicts."""
     counts = {each.name: _count(each) for each in answers}
     page = whole_page(
-        "findings.html.j2", "directory", [], title="Findings", heading="Findings", found=answers, counts=counts
+        "findings.html.j2", "directory", [], title="Findings", heading="Findings", findings=answers, counts=counts
     )
     write_text(folder / _INDEX, page)
 

@@ -39,10 +39,10 @@
   // The lowest colour of a heat map is the ground of the page, so that its numbers read in every scheme.
   const heats = (data) => data.flatMap((trace, at) => (trace.type === "heatmap" ? [at] : []));
   const heated = ({ colorscale }, print) => [[0, colours(print).soft], ...colorscale.slice(1)];
-  const grounded = (data) => {
-    const ours = new Set(heats(data));
-    return data.map((trace, at) => (ours.has(at) ? { ...trace, colorscale: heated(trace, false) } : trace));
-  };
+  // Copies: Plotly writes what it is told later into the traces that it was given.
+  const grounded = (data) => data.map((trace) => (
+    trace.type === "heatmap" ? { ...trace, colorscale: heated(trace, false) } : { ...trace }
+  ));
 
   const merged = (layout, changes) => {
     const copy = JSON.parse(JSON.stringify(layout));

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from browsing import browse, drawn, figures, needs_browser
+from browsing import needs_browser
 
 from ghostsim.errors import StoreError
 from ghostsim.report.pareto import undominated
@@ -67,12 +67,10 @@ def test_heading_names_the_fastest_lossless_run_and_the_field_that_moves_most(sw
 
 
 @needs_browser
-def test_every_figure_of_a_sweep_renders_without_console_error(tmp_path):
-    folder = write_store(tmp_path / "sweep", effects=EFFECTS)
-    dom, console = browse(write_sweep_report(folder), tmp_path / "profile")
-    assert figures(dom) == {"heat", "along", "effects", "assumed", "pareto", "parallel"}
-    assert drawn(dom) == figures(dom)
-    assert console == []
+def test_every_figure_of_a_sweep_renders_without_console_error(tmp_path, visit):
+    tab = visit(write_sweep_report(write_store(tmp_path / "sweep")))
+    assert tab.drawn() == tab.figures() == {"heat", "along", "effects", "pareto", "parallel"}
+    assert tab.said == []
 
 
 def test_points_lead_to_their_reports_where_they_have_one(sweep_folder):

@@ -34,7 +34,7 @@ NOT_MODELLED = (
     "norms, rotary embedding, activations and sampling on the GPU; their kernels are taken to be fused",
     "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
     "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
-    "prefill in decode steps, which start with their context in place; a serving run has it",
+    "prefill in decode steps: context is there; what it leaves to move and make is stated apart, serving runs have it",
     "loaded latency by part: a fetch waits as one curve fitted to DRAM systems says, links and flash add idle ones",
     "page tables and TLB misses of the GPU on host memory",
     "drives that wear, heat up or collect garbage: reads are slow as often as their part states, else never",
@@ -43,7 +43,7 @@ NOT_MODELLED = (
 NOT_SERVED = (
     "serving: time of the host between iterations, tokenising and the network",
     "serving: requests of a batch read at the mean of their contexts, those beyond the named traces as the first ones",
-    "serving: prefill is dense, and what a policy keeps and indexes is made meanwhile at no cost",
+    "serving: prefill is dense; the index of tokens found in the prefix cache is found with them",
     "serving: a transfer of kept blocks meets the decode's fetches, but no transfer of another tier or direction",
 )
 """What a run that serves requests leaves out besides."""

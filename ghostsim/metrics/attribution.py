@@ -16,7 +16,7 @@ from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.engine.fairness import CEILING
 from ghostsim.engine.network import FlowClass
 from ghostsim.metrics.critical_path import Paths, Segment, segments
-from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.plan.plan import Plan
 

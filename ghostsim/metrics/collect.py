@@ -18,10 +18,12 @@ from ghostsim.metrics.attribution import Spent, by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
+from ghostsim.metrics.prefill import prefill_metrics
 from ghostsim.metrics.quality import quality, step_quality, step_state
 from ghostsim.metrics.viability import viability
-from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.executor import Times
+from ghostsim.pipeline.settling import Settled
 from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.prefetch import Ahead
@@ -55,6 +57,8 @@ class Record:
     """Names of the resources of the network, by index."""
     series: Mapping[str, Sequence[float]] = field(repr=False)
     """Utilisation of each resource in bins of `bin_ps`."""
+    settled: Settled
+    """How its prompts settled before step 0."""
 
     @cached_property
     def paths(self) -> critical_path.Paths:
@@ -127,6 +131,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "waits_ms": record.waits_ms,
         "viability": viable and viable.as_json(),
         "lifecycle": lifecycle_metrics(record.plan, record.times),
+        "prefill": prefill_metrics(record.settled),
         "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
         "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),

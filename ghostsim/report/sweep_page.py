@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ghostsim.report.figure import (
+    HEAT,
     SYMBOLS,
     Figure,
     Table,
@@ -26,7 +27,7 @@ from ghostsim.report.figure import (
     short,
 )
 from ghostsim.report.figures_time import row_height
-from ghostsim.report.page import whole_page, write_text
+from ghostsim.report.page import PlotlyJs, whole_page, write_text
 from ghostsim.report.pareto import undominated
 from ghostsim.report.sweep_store import SweepPoint, SweepStore, load_sweep
 from ghostsim.report.words import at_most, listing, number, plural, share, times
@@ -48,7 +49,7 @@ def write_sweep_report(folder: Path) -> Path:
     return page
 
 
-def render_sweep(store: SweepStore) -> str:
+def render_sweep(store: SweepStore, plotlyjs: PlotlyJs = "embed") -> str:
     """Return the page; the same store gives the same bytes."""
     figures = [_heat(store), _lines(store), _main_effects(store), _assumed(store)]
     sections = [
@@ -57,7 +58,7 @@ def render_sweep(store: SweepStore) -> str:
     ]
     return whole_page(
         "sweep.html.j2",
-        "embed",
+        plotlyjs,
         [(name, some) for name, some in sections if some],
         title=f"sweep {store.path.resolve().name}",
         store=store,
@@ -192,7 +193,7 @@ def _heat_plot(store: SweepStore, label: str, across: str, up: str) -> dict[str,
         "z": [[None if value is None else short(value) for value in row] for row in values],
         "text": [["" if value is None else number(value) for value in row] for row in values],
         "texttemplate": "%{text}",
-        "colorscale": [[0, "rgba(110,160,210,0.12)"], [0.5, "#5b9bd0"], [1, "#d55e00"]],
+        "colorscale": HEAT,
         "colorbar": {"title": {"text": "p95, ms"}, "thickness": 12},
         **_range([value for row in values for value in row if value is not None]),
         "xgap": 2,
@@ -200,8 +201,9 @@ def _heat_plot(store: SweepStore, label: str, across: str, up: str) -> dict[str,
         "meta": {"pages": [[point.page if point else None for point in row] for row in cells]},
         "hovertemplate": "%{x}, %{y}: %{z:.4~g} ms<extra></extra>",
     }
-    listed = {"type": "category", "categoryorder": "array", "categoryarray": xs}
-    return plot([heat], 200 + 44 * len(ys), xaxis=axis(across, **listed), yaxis=rows_axis(ys) | {"title": {"text": up}})
+    listed = {"type": "category", "categoryorder": "array", "categoryarray": xs, "showgrid": False}
+    rows = rows_axis(ys, showgrid=False, title={"text": up})
+    return plot([heat], 200 + 44 * len(ys), xaxis=axis(across, **listed), yaxis=rows)
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:

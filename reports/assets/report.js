@@ -8,10 +8,10 @@
   const DIMMED = 0.15;
 
   const colours = (print) => {
-    if (print) return { ink: "#000000", line: "#bbbbbb", paper: "#ffffff" };
+    if (print) return { ink: "#000000", line: "#bbbbbb", paper: "#ffffff", soft: "#ffffff" };
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
-    return { ink: read("--ink"), line: read("--line"), paper: read("--paper") };
+    return { ink: read("--ink"), line: read("--line"), paper: read("--paper"), soft: read("--soft") };
   };
 
   // What depends on the reader's scheme; everything else of a figure comes from the program.
@@ -34,6 +34,14 @@
       changes[`${name}.linecolor`] = line;
     }
     return changes;
+  };
+
+  // The lowest colour of a heat map is the ground of the page, so that its numbers read in every scheme.
+  const heats = (data) => data.flatMap((trace, at) => (trace.type === "heatmap" ? [at] : []));
+  const heated = ({ colorscale }, print) => [[0, colours(print).soft], ...colorscale.slice(1)];
+  const grounded = (data) => {
+    const ours = new Set(heats(data));
+    return data.map((trace, at) => (ours.has(at) ? { ...trace, colorscale: heated(trace, false) } : trace));
   };
 
   const merged = (layout, changes) => {
@@ -160,7 +168,7 @@
     const { data, layout } = shown(node);
     const first = !node.classList.contains("js-plotly-plot");
     node.style.minHeight = `${layout.height}px`;
-    await Plotly.react(node, data, merged(layout, theme(layout, false)), config);
+    await Plotly.react(node, grounded(data), merged(layout, theme(layout, false)), config);
     if (first) {
       listen(node);
       seen.observe(node);
@@ -173,7 +181,10 @@
   });
 
   const repaint = (print) => {
-    for (const node of drawings()) Plotly.relayout(node, theme(node.layout, print));
+    for (const node of drawings()) {
+      Plotly.relayout(node, theme(node.layout, print));
+      for (const at of heats(node.data)) Plotly.restyle(node, { colorscale: [heated(node.data[at], print)] }, [at]);
+    }
   };
 
   const pick = (select) => {

@@ -35,6 +35,7 @@ _Counts: TypeAlias = tuple[tuple["FlowClass", int], ...]
 
 _MOST_STATES = 2**15
 _MOST_ROUNDS = 8
+_TIGHTER = 1 + 1e-9
 _NUMBER = itemgetter(1)
 
 
@@ -129,11 +130,6 @@ class FlowClass:
         self.since_ps = 0
         self.rate = 0.0
         self.finish_ps = NEVER
-
-    def demand(self, count: int) -> Demand:
-        """Return what `count` flows of the class ask for, in bytes/ps."""
-        ceiling = math.inf if self.ceiling is None else self.ceiling / PS_PER_S
-        return Demand(self.costs, self.weight, ceiling, count)
 
     def push(self, flow: Flow, now: int) -> None:
         """Add a flow; if its class was idle it stands still until the rates are solved."""
@@ -259,6 +255,8 @@ class Network:
         self._state = self._solved = State(())
         self._armed_ps = NEVER
         self._settling = False
+        self._tighter: dict[int, set[int]] = {}
+        self._limiting: dict[FlowClass, tuple[tuple[int, float], ...]] = {}
         self._nominal: list[float] = []
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
@@ -315,6 +313,7 @@ class Network:
         if key not in self._classes:
             _check_class(*key[:3])
             self._classes[key] = FlowClass(len(self._classes), *key)
+            self._compare(paid)
         return self._classes[key]
 
     def start(self, flow_class: FlowClass, nbytes: int, on_finish: Callable[[], object], delay_ps: int = 0) -> None:
@@ -502,7 +501,7 @@ class Network:
 
     def _fill(self, state: State) -> dict[FlowClass, Share]:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
-        demands = [cls.demand(count) for cls, count in state.counts]
+        demands = [self._demand(cls, count) for cls, count in state.counts]
         rates: list[float] = []
         limits: list[int] = []
         before: list[float] | None = None
@@ -513,6 +512,23 @@ class Network:
             before = capacities
             rates, limits = fill(demands, [capacity / PS_PER_S for capacity in capacities])
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
+
+    def _demand(self, flow_class: FlowClass, count: int) -> Demand:
+        """Return what some flows ask for, in bytes/ps, of the resources that can limit them."""
+        costs = self._limiting.get(flow_class)
+        if costs is None:
+            limiting = [cost for cost in flow_class.costs if not self._tighter.get(cost[0])]
+            costs = self._limiting[flow_class] = tuple(limiting)
+        ceiling = math.inf if flow_class.ceiling is None else flow_class.ceiling / PS_PER_S
+        return Demand(costs, flow_class.weight, ceiling, count)
+
+    def _compare(self, route: Route) -> None:
+        """Keep, for each resource, those that fill before it whatever crosses it; with one, it never limits."""
+        needs = [(resource.index, cost / resource.capacity) for resource, cost in route if not resource.mix]
+        for index, need in needs:
+            tighter = {other for other, more in needs if more > need * _TIGHTER}
+            self._tighter[index] = tighter & self._tighter.get(index, tighter)
+        self._limiting.clear()
 
     def _capacities(self, state: State, rates: Sequence[float]) -> list[float]:
         """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""

@@ -324,9 +324,11 @@ def search(
     """Search for the hardware or policy that serves best.
 
     SPEC names a scenario, its fields, objectives and bounds; no point that meets the bounds ends the command with 5.
-    With `sensitivity:` instead of objectives: which assumed number would turn the verdict.
+    With `sensitivity:` instead of objectives: which assumed number would turn the verdict. Either way the store ends
+    with a page, sweep.html.
     """
     from ghostsim.export.run_folder import default_out
+    from ghostsim.report.sweep_page import write_sweep_report
     from ghostsim.sweep import search as trials
     from ghostsim.sweep import sensitivity
     from ghostsim.sweep.executor import Crew
@@ -348,6 +350,8 @@ def search(
         print(text)
     if not found:
         _tell("error: found no point that meets the bounds, expected one; see points.csv")
+    if data.get("failed") != data.get("trials", 1):
+        _tell(str(write_sweep_report(folder)))
     _tell(str(folder))
     if not found:
         raise typer.Exit(RequirementError.exit_code)

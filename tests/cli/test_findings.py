@@ -46,6 +46,18 @@ tables:
 - {title: all, columns: {lanes: grid.platform.links.cxl0.width, ms: grid.offload.step_ms.p95, lossless: one.runs.full.batch}}
 not_covered: ["other links"]
 """  # noqa: E501
+LOOP = """
+schema: 1
+title: Loop
+question: "Does full attention read everything?"
+evidence:
+  loop: {perplexity: docs_5m, text: natural_4k/token_ids.npy, policies: [full], prompt: 64, steps: 2}
+claims:
+- {name: all, says: "everything is read", value: loop.policies.full.read_share, holds: "== 1"}
+verdict:
+- {when: all, says: "Yes."}
+- {says: "No."}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +236,12 @@ def test_the_readme_says_what_the_gallery_says(gallery):
 )
 def test_a_value_is_written_with_its_unit(value, unit, text):
     assert written(value, unit) == text
+
+
+def test_a_model_may_read_token_ids(tmp_path, ghostsim):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    (tmp_path / "loop.yaml").write_text(LOOP)
+    result = ghostsim("findings", "loop.yaml", "--out", "out", "--json", cwd=tmp_path, GHOSTSIM_CACHE=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["findings"]["loop"]["verdict"] == "Yes."

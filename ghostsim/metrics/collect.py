@@ -24,7 +24,7 @@ from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.executor import Times
 from ghostsim.pipeline.settling import Settled
-from ghostsim.plan.plan import CAUSES, CAUSE_OF, OPS, Plan, ROLES
+from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, ROLES, Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.prefetch import Ahead
 

@@ -18,7 +18,6 @@ from ghostsim.devices.leg import Load, queueing_ps
 from ghostsim.engine.clock import PS_PER_S, Call
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
-from ghostsim.pipeline.binding import Bound, Row
 from ghostsim.pipeline.bound import Bound, Row
 from ghostsim.pipeline.repeats import Layer, Repeats
 from ghostsim.plan.plan import Plan

@@ -258,6 +258,7 @@ class Network:
         self._tighter: dict[int, set[int]] = {}
         self._limiting: dict[FlowClass, tuple[tuple[int, float], ...]] = {}
         self._nominal: list[float] = []
+        self._per_ps: list[float] = []
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
         """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
@@ -275,6 +276,7 @@ class Network:
         scaled = mix if mix is None or factor == 1 else lambda share: factor * mix(share)
         self.resources[name] = Resource(name, factor * capacity, len(self.resources), scaled)
         self._nominal.append(factor * capacity)
+        self._per_ps.append(factor * capacity / PS_PER_S)
         return self.resources[name]
 
     def flow_class(
@@ -504,13 +506,16 @@ class Network:
         demands = [self._demand(cls, count) for cls, count in state.counts]
         rates: list[float] = []
         limits: list[int] = []
-        before: list[float] | None = None
+        before: dict[int, float] | None = None
         for _ in range(_MOST_ROUNDS if state.writes else 1):
-            capacities = self._capacities(state, rates)
-            if capacities == before:
+            lowered = self._lowered(state, rates)
+            if lowered == before:
                 break
-            before = capacities
-            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in capacities])
+            before = lowered
+            capacities = self._per_ps.copy()
+            for index, capacity in lowered.items():
+                capacities[index] = capacity / PS_PER_S
+            rates, limits = fill(demands, capacities)
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
     def _demand(self, flow_class: FlowClass, count: int) -> Demand:
@@ -530,32 +535,30 @@ class Network:
             self._tighter[index] = tighter & self._tighter.get(index, tighter)
         self._limiting.clear()
 
-    def _capacities(self, state: State, rates: Sequence[float]) -> list[float]:
-        """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
+    def _lowered(self, state: State, rates: Sequence[float]) -> dict[int, float]:
+        """Return what resources with a mix can do, in units/s, by index, at the shares of writes in `rates`."""
         if not state.writes:
-            return self._nominal
+            return {}
         reads_and_writes: dict[Resource, list[float]] = {}
         for (cls, count), rate in zip(state.counts, rates, strict=False):
             for resource, cost, written in cls.mixed:
                 reads_and_writes.setdefault(resource, [0.0, 0.0])[written] += count * rate * cost
-        capacities = list(self._nominal)
-        for resource, (reads, writes) in reads_and_writes.items():
-            capacities[resource.index] = resource.at(writes / (reads + writes))
-        return capacities
+        return {each.index: each.at(writes / (reads + writes)) for each, (reads, writes) in reads_and_writes.items()}
 
     def _usage(self, state: State) -> tuple[float, ...]:
         if state.used is None:
             shares = self._shares(state)
-            units: dict[Resource, float] = {}
+            units: dict[int, float] = {}
             for flow_class, count in state.counts:
                 rate = count * shares[flow_class][0]
-                for resource, cost in flow_class.route:
-                    units[resource] = units.get(resource, 0.0) + rate * cost * PS_PER_S
-            able = self._capacities(state, [rate for rate, _ in shares.values()])
+                for index, cost in flow_class.costs:
+                    units[index] = units.get(index, 0.0) + rate * cost * PS_PER_S
+            lowered = self._lowered(state, [rate for rate, _ in shares.values()])
             used = [0.0] * len(self.resources)
-            for resource, taken in units.items():
+            for index, taken in units.items():
                 # Rounding, and the last round of a mix, must not make a full resource busier than full.
-                used[resource.index] = resource.capacity * min(1.0, taken / able[resource.index])
+                nominal = self._nominal[index]
+                used[index] = nominal * min(1.0, taken / lowered.get(index, nominal))
             state.used = tuple(used)
         return state.used
 

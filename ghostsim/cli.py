@@ -348,10 +348,10 @@ def search(
         _print_json(data)
     else:
         print(text)
-    if not found:
-        _tell("error: found no point that meets the bounds, expected one; see points.csv")
     if data.get("failed") != data.get("trials", 1):
         _tell(str(write_sweep_report(folder)))
+    if not found:
+        _tell("error: found no point that meets the bounds, expected one; see points.csv")
     _tell(str(folder))
     if not found:
         raise typer.Exit(RequirementError.exit_code)

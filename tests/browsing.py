@@ -46,7 +46,7 @@ class Tab:
 @contextmanager
 def browser() -> Iterator[Any]:
     """Start chromium."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415  (is not everywhere)
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
@@ -57,7 +57,7 @@ def browser() -> Iterator[Any]:
 @contextmanager
 def visited(started, path, fragment="", **options) -> Iterator[Tab]:
     """Open a file in a window of its own and wait until all its figures are drawn."""
-    from playwright.sync_api import expect  # noqa: PLC0415  (is not everywhere)
+    from playwright.sync_api import expect
 
     context = started.new_context(offline=True, **options)
     tab = Tab(context.new_page())

@@ -46,7 +46,7 @@ def _render(found: Answer, pages: Mapping[str, str]) -> str:
         "directory",
         [("Figures", figures)] if figures else [],
         title=found.finding.title,
-        heading=found.verdict,
+        heading=found.headline,
         found=found,
         claims=_claims(found.claims),
         evidence=[(each, pages.get(each.name)) for each in found.evidence],
@@ -156,6 +156,7 @@ def _data(found: Answer) -> dict[str, Any]:
     return {
         "title": found.finding.title,
         "question": found.finding.question,
+        "headline": found.headline,
         "verdict": found.verdict,
         "points": found.points,
         "claims": {

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.config.catalogue import files
 from ghostsim.config.expressions import Columns
@@ -16,17 +17,6 @@ SWEEP = """
 schema: 1
 scenario: tiny.yaml
 grid: {workload.steps: [1, 2], platform.links.cxl0.width: [4, 16]}
-"""
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-baseline: [full]
 """
 FINDING = """
 schema: 1

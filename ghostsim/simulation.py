@@ -21,6 +21,7 @@ from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError, Location, TraceError
 from ghostsim.metrics.collect import Record, compare, run_metrics
+from ghostsim.metrics.prefill import payback_steps
 from ghostsim.metrics.quality import quality
 from ghostsim.metrics.serving import Served, serving_metrics
 from ghostsim.metrics.what_if import WhatIf, what_if
@@ -29,6 +30,7 @@ from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
 from ghostsim.pipeline.decode import bind, decode, machine_of, placement_of
 from ghostsim.pipeline.executor import Executor, Times
 from ghostsim.pipeline.parallel import own_heads, own_model
+from ghostsim.pipeline.settling import settled
 from ghostsim.pipeline.step_cost import spread
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
@@ -143,6 +145,9 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return the contents of metrics.json."""
     runs = {label: run_metrics(record) for label, record in records.items()}
+    for label, run in runs.items():
+        bases = {base: payback_steps(run, runs[base]) for base in scenario.baseline if base != label}
+        run["prefill"]["payback_steps"] = bases
     for label, each in served.items():
         runs[label]["serving"] = serving_metrics(each)
     return {
@@ -471,6 +476,7 @@ def _run(
         bin_ps=probe.bin_ps,
         resources=tuple(network.resources),
         series=_series(probe, network),
+        settled=settled(run, own_model(run, model), fits.tokens - selection.steps, fits.batch),
     )
 
 

@@ -124,7 +124,7 @@ class Finding(Strict):
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
     verdict: Annotated[tuple[Branch, ...], Field(min_length=1)]
     """The first whose `when` is true; ``{name}`` stands for the value of a claim."""
-    charts: tuple[Chart, ...] = ()
+    charts: Annotated[tuple[Chart, ...], Field(max_length=26)] = ()
     tables: tuple[Rows, ...] = ()
     not_covered: tuple[Text, ...] = ()
 

@@ -43,7 +43,7 @@ NOT_MODELLED = (
 NOT_SERVED = (
     "serving: time of the host between iterations, tokenising and the network",
     "serving: requests of a batch read at the mean of their contexts, those beyond the named traces as the first ones",
-    "serving: prefill is dense, and what a policy keeps and indexes is made meanwhile at no cost",
+    "serving: prefill is dense; the index of tokens found in the prefix cache is found with them",
     "serving: a transfer of kept blocks meets the decode's fetches, but no transfer of another tier or direction",
 )
 """What a run that serves requests leaves out besides."""

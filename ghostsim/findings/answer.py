@@ -43,11 +43,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve of a chart."""
+    """One curve of a chart: the points that both coordinates are known of."""
 
     name: str
     x: Sequence[Any]
-    y: Sequence[float | None]
+    y: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,17 @@ class Answer:
     verdict: str
     charts: Sequence[Drawn]
     tables: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]
+
+    @property
+    def headline(self) -> str:
+        """The first sentence of the verdict."""
+        first, dot, _ = self.verdict.partition(". ")
+        return first + dot.strip()
+
+    @property
+    def reasons(self) -> str:
+        """The rest of the verdict."""
+        return self.verdict[len(self.headline) :].strip()
 
     @property
     def points(self) -> int:
@@ -159,10 +170,14 @@ def _grouped(label: str, x: Sequence[Any], y: Sequence[Any], groups: Sequence[An
 
 
 def _curve(name: str, x: Sequence[Any], y: Sequence[Any], keeps: Callable[[int], bool]) -> Curve:
-    kept = [i for i in range(len(x)) if keeps(i)]
+    kept = [i for i in range(len(x)) if keeps(i) and _known(x[i]) and _known(y[i])]
     if all(isinstance(x[i], int | float) for i in kept):
         kept.sort(key=lambda i: float(x[i]))
-    return Curve(name, [x[i] for i in kept], [y[i] if math.isfinite(y[i]) else None for i in kept])
+    return Curve(name, [x[i] for i in kept], [y[i] for i in kept])
+
+
+def _known(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _list(value: Any) -> list[Any]:  # noqa: ANN401

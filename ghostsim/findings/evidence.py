@@ -264,6 +264,8 @@ def _frontier(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
 
 
 def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Way:
+    from ghostsim.trace.format import file_sha256  # noqa: PLC0415
+
     model, text = _there(asked.subject, beside), _there(str(asked.text), beside)
     loaded = [load_policy(_named("policy", name, beside)) for name in asked.policies]
 
@@ -278,7 +280,7 @@ def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Wa
         return _found(figures(perplexity(decode, say)), len(policies))
 
     sizes = {"prompt": asked.prompt, "steps": asked.steps, "facts": asked.facts}
-    content = {"model": cache.digest(str(model)), "text": text.read_text(encoding="utf-8")}
+    content = {"model": cache.digest(str(model)), "text": file_sha256(text)}
     return _Way(_perplexity_command(asked), sizes | content | {"policies": [each.document for each in loaded]}, build)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from ghostsim.findings.answer import Answer, Curve, Drawn, Held
@@ -45,6 +46,7 @@ def _render(found: Answer, pages: Mapping[str, str]) -> str:
         "directory",
         [("Figures", figures)] if figures else [],
         title=found.finding.title,
+        heading=found.headline,
         found=found,
         claims=_claims(found.claims),
         evidence=[(each, pages.get(each.name)) for each in found.evidence],
@@ -91,7 +93,7 @@ def _figure(drawn: Drawn, index: int) -> Figure:
         "yaxis": _axis(chart.y_title, _ys(drawn), "y" in chart.log),
     }
     view = View("", plot(traces, _HEIGHT, **layout))
-    return Figure(f"chart-{index}", chart.title, chart.caption or "", [view], _numbers(drawn))
+    return Figure(f"chart-{ascii_lowercase[index]}", chart.title, chart.caption or "", [view], _numbers(drawn))
 
 
 def _axis(title: str, values: Sequence[Any], log: bool) -> dict[str, Any]:
@@ -106,13 +108,13 @@ def _xs(drawn: Drawn) -> list[Any]:
 
 
 def _ys(drawn: Drawn) -> list[Any]:
-    return [y for curve in drawn.curves for y in curve.y if y is not None]
+    return [y for curve in drawn.curves for y in curve.y]
 
 
 def _trace(curve: Curve, index: int, kind: str) -> Trace:
     points = {
         "x": [short(x) if isinstance(x, float) else x for x in curve.x],
-        "y": [None if y is None else short(y) for y in curve.y],
+        "y": [short(y) for y in curve.y],
     }
     if kind == "bars":
         return {"type": "bar", "name": curve.name, "marker": fill(index), **points}
@@ -130,7 +132,9 @@ def _numbers(drawn: Drawn) -> Table:
 def write_index(answers: Sequence[Answer], folder: Path) -> None:
     """Write the page that lists the verdicts."""
     counts = {each.name: _count(each) for each in answers}
-    page = whole_page("findings.html.j2", "directory", [], title="Findings", answers=answers, counts=counts)
+    page = whole_page(
+        "findings.html.j2", "directory", [], title="Findings", heading="Findings", findings=answers, counts=counts
+    )
     write_text(folder / _INDEX, page)
 
 
@@ -152,6 +156,7 @@ def _data(found: Answer) -> dict[str, Any]:
     return {
         "title": found.finding.title,
         "question": found.finding.question,
+        "headline": found.headline,
         "verdict": found.verdict,
         "points": found.points,
         "claims": {

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from invented import CXL, OFFLOAD, PIM, llama, platform, policy, varied
+from invented import CXL, FIVE, OFFLOAD, PIM, aged, llama, platform, policy, varied
 
 from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
@@ -34,6 +34,7 @@ RUNS = {
     "cxl, batch 12": ("ghostkv", CXL, 12, (), False),
     "two unequal expanders, batch 8": ("ghostkv", CXL, 8, UNEQUAL, False),
     "pim, kv in dram, batch 8": ("ghostkv", PIM, 8, (), True),
+    "five tiers, batch 8": ("ghostkv_ages", FIVE, 8, (), True),
     "offload, batch 8": ("full", OFFLOAD, 8, (), True),
 }
 
@@ -70,6 +71,7 @@ def simulate(chosen, of, placement, batch, sets):
 def test_decode_steps_per_second(name):
     of, placement, batch, sets, barred = RUNS[name]
     chosen = varied(policy(of), llama(), context=131072, batch=batch, steps=STEPS)
+    chosen = aged(chosen, 0.3, warm=200) if policy(of).archive is not None else chosen
     pairs = [(yardstick(), simulate(chosen, policy(of), placement, batch, sets)) for _ in range(5)]
     seconds, flows = min(run for _, run in pairs)
     slowed = max(1.0, min(event for event, _ in pairs) / EVENT_S)

@@ -9,7 +9,7 @@ from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run
 from ghostsim.devices.machine import Machine
 from ghostsim.devices.units import tier_unit
-from ghostsim.engine.clock import CountingEnvironment, PS_PER_US
+from ghostsim.engine.clock import PS_PER_US, CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder, Bound

@@ -12,7 +12,7 @@ from ghostsim.devices.units import tier_unit
 from ghostsim.engine.clock import PS_PER_US, CountingEnvironment
 from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
-from ghostsim.pipeline.binding import Binder, Bound
+from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
 from ghostsim.plan.plan import Plan

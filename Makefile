@@ -1,4 +1,4 @@
-.PHONY: setup quick test lint types run bench fit gallery
+.PHONY: setup quick test lint types run bench fit gallery findings
 
 BIN := .venv/bin
 
@@ -31,3 +31,6 @@ fit:              ## every fitted constant, from the reference tables
 
 gallery:          ## finished reports of the bundled scenarios, with pictures
 	$(BIN)/python reports/gallery.py
+
+findings:         ## the questions of the concept, answered again; goes on where it was stopped
+	$(BIN)/ghostsim findings --out reports/gallery/findings --force

@@ -13,10 +13,11 @@ from ghostsim.config.document import TreePath, read
 from ghostsim.errors import ConfigError, Location
 
 FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "scenario": ("scenarios",),
+    "scenario": ("scenarios", "scenarios/roadmap"),
     "policy": ("scenarios/policies",),
     "sweep": ("scenarios/sweeps",),
     "search": ("scenarios/searches",),
+    "finding": ("scenarios/findings",),
     "platform": ("hwmodels/platform",),
     "model": ("hwmodels/models",),
     "part": tuple(
@@ -32,6 +33,7 @@ PLURALS: Mapping[str, str] = {
     "scenarios": "scenario",
     "sweeps": "sweep",
     "searches": "search",
+    "findings": "finding",
     "traces": "trace",
 }
 SUFFIXES = (".yaml", ".yml")
@@ -132,7 +134,7 @@ def _entry(name: str, kind: str, path: Path) -> Entry:
         return Entry(name, kind, str(path), f"invalid: {error}", _NO_MARKS.get(kind, ()))
     facts = text if isinstance(text, dict) else {}
     shown = path.parent if kind == "trace" else path
-    summary = facts.get("summary") or facts.get("paper") or _derived_summary(facts)
+    summary = facts.get("summary") or facts.get("title") or facts.get("paper") or _derived_summary(facts)
     found = str(facts.get("kind") or kind) if kind == "part" else kind
     policy = (str(facts.get("family", "baseline")), str(facts.get("fidelity", "exact")))
     marks = {"policy": policy, "part": (found,)}.get(kind, ())

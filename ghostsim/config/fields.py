@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from ghostsim.config.base import Block, holds_number
 from ghostsim.config.document import Node
+from ghostsim.config.finding import Finding
 from ghostsim.config.hardware import AnyPart, Part, Platform
 from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
@@ -28,6 +29,7 @@ ROOTS: Mapping[str, Any] = {
     "model": Model,
     "sweep": Sweep,
     "search": Search,
+    "finding": Finding,
     "outside": Outside,
 }
 """The model of each kind of document."""

@@ -276,6 +276,8 @@ class Filter(Block):
 
     macs: PositiveMacs
     sram: PositiveBytes
+    window: PositiveBytes | None = None
+    """Reads of the media that it keeps outstanding, which is its weight against others' reads; none: all its SRAM."""
     media_bandwidth: PositiveBandwidth
     """Its own port to the media."""
     start: Delay

@@ -15,6 +15,7 @@ from ghostsim.config import catalogue, fields
 from ghostsim.config.defaults import with_defaults
 from ghostsim.config.document import Node, TreePath, make
 from ghostsim.config.expand import Library, merge
+from ghostsim.config.finding import Finding
 from ghostsim.config.hardware import Gpu, Part, Platform
 from ghostsim.config.model import Model
 from ghostsim.config.outside import Outside
@@ -325,6 +326,11 @@ def load_search(name: str | Path) -> Loaded[Search]:
     return cast(Loaded[Search], _load_over_scenario("search", name))
 
 
+def load_finding(name: str | Path) -> Loaded[Finding]:
+    """Load a finding by file or bundled name."""
+    return cast(Loaded[Finding], _load("finding", name, ()))
+
+
 def _load_over_scenario(kind: str, name: str | Path) -> Loaded[Any]:
     path = catalogue.find(kind, str(name)) if not isinstance(name, Path) else name
     library = Library()
@@ -470,7 +476,7 @@ def discover(path: Path, at: Location | None = None, depth: int = 0) -> str:
     raise ConfigError(
         "found keys of no known kind of document, expected kind (part, platform, model), keep and read (policy), "
         "runs (scenario), scenario with grid, zip, list, random or latin_hypercube (sweep), scenario with objectives "
-        "or sensitivity (search), or systems (outside)",
+        "or sensitivity (search), claims (finding), or systems (outside)",
         root.at,
     )
 
@@ -486,6 +492,7 @@ def _kind_of_keys(root: Node) -> str | None:
         ("search", "sensitivity"),
         ("sweep", "scenario"),
         ("scenario", "runs"),
+        ("finding", "claims"),
         ("outside", "systems"),
     ):
         if marker in keys:

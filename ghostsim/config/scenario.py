@@ -12,6 +12,7 @@ from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
 from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
+from ghostsim.config.rules import NoneRule
 from ghostsim.config.serving import Serving, TensorParallel
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
@@ -67,6 +68,9 @@ class Workload(Strict):
     """Requests decoded together; `fits` takes the largest batch whose KV and weights fit their tiers."""
     steps: Count | None = None
     """Decode steps; none takes all that were recorded."""
+    distinct: Count | None = None
+    """Requests that are composed and evaluated; request r of the batch reads as request r mod n of them does, and all
+    batches share their evaluation. None: every request has a context of its own."""
     shape: Literal["model", "trace"] = "model"
     """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
 
@@ -113,6 +117,8 @@ class Run(Strict):
     """Where KV outside the pins lives."""
     archive_tier: Tier | None = None
     """Where tokens that the policy archives live; none takes `kv_tier`."""
+    warm_tier: Tier = "hbm"
+    """Where pinned tokens live that the policy keeps with role warm; outside HBM they come at every step."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
@@ -166,6 +172,26 @@ class Run(Strict):
             message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
             raise MisfitError(message, "archive_tier")
         return self
+
+    @model_validator(mode="after")
+    def _warm_tier_has_pinned_tokens(self) -> Run:
+        if self.warm_tier == "hbm":
+            return self
+        if self.fetch == "cpu":
+            message = f"found warm_tier {self.warm_tier} with fetch cpu, expected dma, zero_copy or staged"
+            raise MisfitError(message, "warm_tier")
+        warm, pin = [keep.select for keep in self.policy.keep if keep.role == "warm"], self.policy.read.pin
+        pinned = all(
+            isinstance(select.rule, NoneRule) and select.pin.sinks <= pin.sinks and select.pin.window <= pin.window
+            for select in warm
+        )
+        if warm and pinned:
+            return self
+        raise MisfitError(
+            f"found warm_tier for {self.policy.name}, expected a policy with role: warm in a keep of rule: none, "
+            "whose pins are among those of read",
+            "warm_tier",
+        )
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:

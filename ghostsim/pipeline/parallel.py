@@ -10,7 +10,7 @@ from ghostsim.config.scenario import Run
 from ghostsim.devices.job import Job
 from ghostsim.engine.clock import PS_PER_S, whole_ps
 from ghostsim.errors import ConfigError
-from ghostsim.pipeline.binding import Bound, Maker, Row
+from ghostsim.pipeline.bound import Bound, Maker, Row
 from ghostsim.plan.selection import Selection
 
 REDUCED = ("output", "down")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghostsim.pipeline.binding import Bound
+from ghostsim.pipeline.bound import Bound
 from ghostsim.plan.plan import OPS, ROLES, Plan
 
 _NAME = re.compile(r"([a-z_]+?)(?:\d+(?:\.\d+)?)?(s\d+)?")
@@ -16,12 +16,15 @@ _NAME = re.compile(r"([a-z_]+?)(?:\d+(?:\.\d+)?)?(s\d+)?")
 DOES: Mapping[str, str] = {
     "qkv": "project the token to its query, key and value",
     "write": "append its key and value",
+    "cool": "move the token that turns warm out of HBM",
     "age": "move the token that leaves the window out of HBM",
     "retire": "read the token that turns archived from the cold tier",
     "archive": "write it to the archive",
     "ghostify": "make the index record of the token that turned cold",
     "hot": "attend to pinned tokens",
     "warm": "dequantise and attend to pinned tokens",
+    "bring_warm": "fetch tokens that are kept warm",
+    "attend_warm": "attend to them",
     "refit": "read cold keys to build the index again",
     "rewrite": "write the new index",
     "state": "update the statistics of kept tokens",

@@ -241,8 +241,8 @@ def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | N
             size = d * FP16_BYTES + subspaces.parts * _NORM_BYTES
             return IndexStage("subspaces", size, selector.page, d + subspaces.parts, 16)
         case CentroidScore(centroid=centroid):
-            size = d * FP16_BYTES + _NORM_BYTES * centroid.radius
-            return IndexStage("centroid", size, centroid.tokens, d, 16)
+            size = _code_bytes(d, centroid.bits) + _NORM_BYTES * centroid.radius
+            return IndexStage("centroid", size, centroid.tokens, d, centroid.bits)
         case JlScore(jl=jl):
             return IndexStage("jl", jl.dims * FP16_BYTES + _NORM_BYTES, 1, jl.dims, 16)
         case None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from ghostsim.config.policy import Policy
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, Trace, View, axis, plot, short
-from ghostsim.report.page import whole_page, write_text
+from ghostsim.report.page import PlotlyJs, whole_page
 from ghostsim.report.words import at_most, listing, number, plural, share, size
 from ghostsim.study.budgets import OWN
 from ghostsim.study.frontier import Frontier, Point, verdict
@@ -27,12 +26,12 @@ TITLES = {
 }
 
 
-def render_frontier(found: Frontier) -> str:
+def render_frontier(found: Frontier, plotlyjs: PlotlyJs = "embed") -> str:
     """Return the page as HTML that needs nothing but a browser; the same figures give the same bytes."""
     measures = [name for name in TITLES if any(point.loss(name) is not None for point in found.points)]
     return whole_page(
         "frontier.html.j2",
-        "embed",
+        plotlyjs,
         [("Quality against bytes", [_figure(found, measure) for measure in measures])],
         title=f"frontier of {found.trace.name}",
         found=found,
@@ -42,12 +41,6 @@ def render_frontier(found: Frontier) -> str:
         sentences=sentences(found),
         method=_METHOD,
     )
-
-
-def write_frontier_report(found: Frontier, path: Path) -> Path:
-    """Write the page to `path` and return it."""
-    write_text(path, render_frontier(found))
-    return path
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------

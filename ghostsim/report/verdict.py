@@ -211,7 +211,7 @@ def _price(runs: Runs, label: str, facts: Facts, pays: bool | None) -> str:
 
 def _loss(run: Run, not_lossless: bool) -> str:
     lost, certified = run["quality"]["lost_mass"]["max"], run["quality"].get("certified_mass")
-    text = f"loses at most {at_most(lost)} of attention mass"
+    text = f"loses at most {at_most(lost)} of attention mass" if lost else "loses no attention mass"
     if is_sound(run) and certified and lost > 0:
         text += f" (certified: {at_most(certified['max'])})"
     return text + (" and is not lossless, because its format changes scores" if not_lossless else "")
@@ -271,7 +271,7 @@ def _worst(run: Run) -> str:
 
 def _placed_otherwise(runs: Runs, label: str) -> str:
     twins = [name for name in runs if name != label and runs[name]["policy"] == runs[label]["policy"]]
-    if not twins:
+    if all(runs[name]["tokens_per_s"] == runs[label]["tokens_per_s"] for name in twins):
         return ""
     rates = listing([f"{name} {number(runs[name]['tokens_per_s'])} tokens/s" for name in twins])
     return f"The same policy placed otherwise: {rates}, against {number(runs[label]['tokens_per_s'])} for {label}."

@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits}g}")
     if abs(rounded) >= 10 ** (digits - 1):
         return f"{rounded if abs(value) >= 1e15 else round(value):,.0f}"
-    text = f"{rounded:.{digits + 4}f}".rstrip("0").rstrip(".")
+    text = f"{rounded:,.{digits + 4}f}".rstrip("0").rstrip(".")
     return text or "0"
 
 

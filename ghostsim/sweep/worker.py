@@ -137,7 +137,7 @@ def _loaded(task: Task) -> LoadedScenario:
 
 
 @once
-def _code() -> str:
+def code() -> str:
     """Hash everything that makes figures: the source of ghostsim and the libraries it counts with."""
     root = Path(str(ghostsim.__file__)).parent
     files = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
@@ -145,7 +145,7 @@ def _code() -> str:
 
 
 def _key(point: str) -> dict[str, object]:
-    return {"point": point, "code": _code()}
+    return {"point": point, "code": code()}
 
 
 def _remember(point: str, folder: Path) -> None:

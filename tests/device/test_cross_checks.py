@@ -15,7 +15,8 @@ from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment, call_after
 from ghostsim.engine.network import Network
 from ghostsim.engine.server import FifoServer
-from ghostsim.pipeline.binding import Binder, Row
+from ghostsim.pipeline.binding import Binder
+from ghostsim.pipeline.bound import Row
 from ghostsim.policy.costs import index_stages
 from ghostsim.policy.placement import place
 

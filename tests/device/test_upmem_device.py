@@ -9,7 +9,8 @@ from rig import PS, Rig, alone_ps, part
 
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.upmem import UpmemDevice
-from ghostsim.pipeline.binding import Binder, Row
+from ghostsim.pipeline.binding import Binder
+from ghostsim.pipeline.bound import Row
 from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.placement import place
 

@@ -37,7 +37,7 @@ class Footprint:
         return ""
 
 
-def _kept(keep: Keep, tokens: int) -> int:
+def kept_tokens(keep: Keep, tokens: int) -> int:
     """Bound the tokens per KV head that a KEEP clause stores."""
     rule, pin = keep.select.rule, keep.select.pin
     pinned = pin.sinks + pin.window
@@ -54,14 +54,14 @@ def _kept(keep: Keep, tokens: int) -> int:
 
 def stored_tokens(policy: Policy, tokens: int) -> int:
     """Bound the tokens per KV head that a policy stores out of `tokens`."""
-    return max(_kept(keep, tokens) for keep in policy.keep)
+    return max(kept_tokens(keep, tokens) for keep in policy.keep)
 
 
-def _warm_tokens(run: Run, tokens: int) -> int:
+def warm_tokens(run: Run, tokens: int) -> int:
     """Bound the tokens per KV head that lie in a warm tier: those of warm clauses that no earlier clause serves."""
     found = before = 0
     for keep in run.policy.keep if run.warm_tier != "hbm" else ():
-        kept = max(before, _kept(keep, tokens))
+        kept = max(before, kept_tokens(keep, tokens))
         found += kept - before if keep.role == "warm" else 0
         before = kept
     return found
@@ -77,9 +77,9 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     stored = stored_tokens(run.policy, tokens)
     tiers = {"hbm": model.weight_bytes}
 
-    warm = _warm_tokens(run, tokens)
+    warm = warm_tokens(run, tokens)
     archived = 0 if run.policy.archive is None else stored
-    cold = max((_kept(keep, tokens) for keep in run.policy.keep if keep.role != "archive"), default=0)
+    cold = max((kept_tokens(keep, tokens) for keep in run.policy.keep if keep.role != "archive"), default=0)
 
     def add(tier: str, nbytes: int) -> None:
         tiers[tier] = tiers.get(tier, 0) + nbytes

@@ -324,9 +324,11 @@ def search(
     """Search for the hardware or policy that serves best.
 
     SPEC names a scenario, its fields, objectives and bounds; no point that meets the bounds ends the command with 5.
-    With `sensitivity:` instead of objectives: which assumed number would turn the verdict.
+    With `sensitivity:` instead of objectives: which assumed number would turn the verdict. Either way the store ends
+    with a page, sweep.html.
     """
     from ghostsim.export.run_folder import default_out
+    from ghostsim.report.sweep_page import write_sweep_report
     from ghostsim.sweep import search as trials
     from ghostsim.sweep import sensitivity
     from ghostsim.sweep.executor import Crew
@@ -346,6 +348,8 @@ def search(
         _print_json(data)
     else:
         print(text)
+    if data.get("failed") != data.get("trials", 1):
+        _tell(str(write_sweep_report(folder)))
     if not found:
         _tell("error: found no point that meets the bounds, expected one; see points.csv")
     _tell(str(folder))
@@ -931,13 +935,27 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(143)
 
 
+_WrongUsage: Any = typer.BadParameter.__base__  # typer brings a click of its own, or takes the one beside it
+
+
+def _usage_text(error: Any) -> str:  # noqa: ANN401  (click's error)
+    """Return what is wrong with the arguments in one line; the help where there are none."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
+    return f"error: {text}; see {error.ctx.command_path if error.ctx else 'ghostsim'} --help"
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every foreseen error ends in one line and the exit code of its kind."""
     signal.signal(signal.SIGTERM, _terminate)
     for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy comes in: products change bits with the thread count
         os.environ[f"{library}_NUM_THREADS"] = "1"
     try:
-        sys.exit(app(args=argv, standalone_mode=True))
+        sys.exit(app(args=argv, standalone_mode=False))
+    except _WrongUsage as error:
+        _tell(_usage_text(error))
+        sys.exit(UsageError.exit_code)
     except GhostsimError as error:
         _tell(f"error: {error}")
         sys.exit(error.exit_code)

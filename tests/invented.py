@@ -15,7 +15,7 @@ from ghostsim.metrics.collect import Record
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.executor import Executor
 from ghostsim.pipeline.settling import Settled
-from ghostsim.plan.selection import Selection
+from ghostsim.plan.selection import GROUPS, Selection
 from ghostsim.policy.costs import index_stages, state_bytes, streams_of
 from ghostsim.policy.placement import Placement, place
 from ghostsim.policy.prefetch import Prefetched, ahead_of
@@ -43,7 +43,7 @@ def platform(name="h100_cxl_pim", *sets):
     return load_platform(name, sets).value
 
 
-def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, steps=1):
+def selection(of, model, *, hot, cold, read, runs=None, groups=None, scanned=None, batch=1, steps=1):
     """Return a Selection whose token counts, per KV head, are numbers or arrays [batch, layers, kv_heads, steps]."""
     shape = (batch, model.layers, model.kv_heads, steps)
     units = batch * model.layers * model.kv_heads
@@ -73,6 +73,7 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
         stored_tokens=hot + cold,
         read_tokens=read,
         read_runs=runs,
+        read_groups=np.repeat(runs[..., None], GROUPS, axis=-1) if groups is None else groups,
         scanned=records,
         scan_bytes=records * np.array([int(stage.record_bytes) for stage in stages], np.int64)[:, None, None],
         stream_tokens=tokens,

@@ -160,6 +160,13 @@ class Run(Strict):
         )
 
     @model_validator(mode="after")
+    def _anchors_are_at_hand(self) -> Run:
+        if self.fetch == "cpu" and any(keep.format.anchored for keep in self.policy.keep):
+            message = f"found fetch cpu for {self.policy.name}, whose anchors are in HBM"
+            raise MisfitError(f"{message}, expected dma, staged or zero_copy", "fetch")
+        return self
+
+    @model_validator(mode="after")
     def _archive_has_tokens(self) -> Run:
         if self.archive_tier is not None and self.policy.archive is None:
             message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"

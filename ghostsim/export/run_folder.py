@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ NOT_MODELLED = (
     "norms, rotary embedding, activations and sampling on the GPU; their kernels are taken to be fused",
     "the rounds of a staged certificate: what it reads is exact, but it is fetched in one round",
     "feedback of lost attention mass into later queries: traces are open loop, which flatters policies that lose mass",
-    "prefill in decode steps: context is there; what it leaves to move and make is stated apart, serving runs have it",
+    "prefill in decode steps, which start with their context in place; a serving run has it",
     "loaded latency by part: a fetch waits as one curve fitted to DRAM systems says, links and flash add idle ones",
     "page tables and TLB misses of the GPU on host memory",
     "drives that wear, heat up or collect garbage: reads are slow as often as their part states, else never",
@@ -133,6 +134,9 @@ def simulator(result: Result) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(result.counters).items()}
 
 
+_version = cache(version)
+
+
 def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dict[str, Any]:
     """Return what is needed to repeat and to trust a run."""
     first = next(iter(result.workloads.values()))
@@ -141,7 +145,7 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "schema": 1,
         "ghostsim": ghostsim.__version__,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "seed": loaded.scenario.seed,
         "argv": list(argv),
         "inputs": dict(loaded.inputs)

@@ -19,7 +19,7 @@ from ghostsim.engine.clock import PS_PER_S, PS_PER_US
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.capacity import stored_tokens
-from ghostsim.pipeline.decode import machine_of, placement_of
+from ghostsim.pipeline.decode import machine_of, own_use, placement_of
 from ghostsim.pipeline.executor import Executor
 from ghostsim.pipeline.measured import Bulk, Measured
 from ghostsim.plan.plan import Op, Role, Work, build
@@ -132,7 +132,7 @@ class Settling:
         bound = Binder(machine, self.model, self.placement, self.stages, 1).bind(plan)
         probe = UtilisationProbe(network)
         times = Executor(env, network, plan, bound).run()
-        return Measured(max(float(times.finish.max()), self._engine_ps(amount)), probe.utilisation())
+        return Measured(max(float(times.finish.max()), self._engine_ps(amount)), own_use(self.run, probe))
 
     def bulk(self, tokens: int) -> Bulk | None:
         """Return what moves per byte of prompts of about `tokens`, nothing where nothing moves."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostsim import cache
-from ghostsim.plan.selection import IndexStage, Selection, Stream
+from ghostsim.plan.selection import GROUPS, IndexStage, Selection, Stream
 
 KIND = "selections"
 MAX_BYTES = 8 << 30
@@ -59,6 +59,7 @@ def _axes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
         **dict.fromkeys(("lost_mass", "certified_mass", "violated_mass", "output_error"), (query, mass)),
         **dict.fromkeys(("scanned", "scan_bytes"), ((sizes.stages, *step), whole)),
         **dict.fromkeys(("stream_tokens", "stream_bytes"), ((sizes.streams, *step), whole)),
+        "read_groups": ((*step, GROUPS), whole),
         "sets": ((*step, (sizes.tokens + 7) // 8), np.dtype(np.uint8)),
     }
 

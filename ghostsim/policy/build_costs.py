@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ghostsim.config.formats import Format, ResidualFormat
+from ghostsim.config.formats import Format
 from ghostsim.config.policy import Estimate, Policy
 from ghostsim.config.scores import (
     BallScore,
@@ -70,8 +70,7 @@ def index_arithmetic(policy: Policy, d: int, kv_heads: int, tokens: int) -> Arit
 
 def anchor_arithmetic(fmt: Format, d: int, tokens: int) -> Arithmetic:
     """Return the operations that find the anchors of `tokens` keys and values of one KV head, nothing without them."""
-    sides = [side.residual for side in (fmt.k, fmt.v) if isinstance(side, ResidualFormat)]
-    found = [_clustering(d, tokens, _ANCHORED_ROWS, side.tokens, side.rounds) for side in sides]
+    found = [_clustering(d, tokens, _ANCHORED_ROWS, side.tokens, side.rounds) for side in fmt.anchored]
     return sum(found, Arithmetic())
 
 

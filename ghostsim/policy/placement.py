@@ -52,6 +52,8 @@ class Placement:
     result: Result
     archive_tier: str | None = None
     warm_tier: str = "hbm"
+    unit_bytes: int = 1
+    """What the media of `kv_tier` move at once: a page of flash, a DRAM access."""
     ghostify: str = "gpu"
     behind: int = 0
     """Steps that records may lag behind where the GPU does not make them."""
@@ -95,7 +97,10 @@ class _Program:
         self.ahead = ahead
         warm = {i for i, keep in enumerate(policy.keep) if keep.role == "warm" and placement.warm_tier != "hbm"}
         self.traffic = without_hits(
-            sum_over_heads(selection, batch, apart=self.apart, away=self.away, warm=warm), ahead
+            sum_over_heads(
+                selection, batch, apart=self.apart, away=self.away, warm=warm, unit_bytes=placement.unit_bytes
+            ),
+            ahead,
         )
         self.warms = bool(warm)
         self.layers = selection.unit_of.shape[1]

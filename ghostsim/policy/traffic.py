@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostsim.plan.selection import Selection, Stream
+from ghostsim.plan.selection import GROUPS, Selection, Stream
 from ghostsim.policy.prefetch import Ahead
 
 Ints = NDArray[np.int64]
@@ -54,7 +54,9 @@ class Traffic:
     scan_bytes: tuple[Ints, ...]
 
 
-def sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool, warm: Collection[int]) -> Traffic:
+def sum_over_heads(
+    selection: Selection, batch: int, *, apart: bool, away: bool, warm: Collection[int], unit_bytes: int
+) -> Traffic:
     """Sum what the first `batch` requests move.
 
     Parameters
@@ -63,6 +65,8 @@ def sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool,
         Whether KV, and archived KV, lie outside HBM.
     warm
         KEEP clauses whose pinned tokens lie outside HBM.
+    unit_bytes
+        What the medium of fetched tokens moves at once.
     """
     rows = selection.unit_of[:batch]
 
@@ -79,17 +83,18 @@ def sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool,
 
     selects = apart or away or bool(selection.stages)
     ways = _ways(selection.streams, selects=selects, apart=apart, away=away, warm=warm)
+    fetched = moved(ways.fetched)
     return Traffic(
         near=tuple(moved(of) for of in ways.near),
         warm=moved(ways.warm),
         here=moved(ways.here),
-        fetched=moved(ways.fetched),
-        landed=moved(ways.fetched).nbytes,
+        fetched=fetched,
+        landed=fetched.nbytes,
         archived=moved(ways.archived),
         hot=per_request(selection.hot_tokens),
         cold=per_request(selection.cold_tokens),
         read=per_request(selection.read_tokens),
-        runs=per_request(selection.read_runs),
+        runs=per_request(_pieces(selection, unit_bytes // max(1, fetched.record_bytes))),
         archive=per_request(selection.archive_tokens),
         archive_runs=per_request(selection.archive_runs),
         state=per_request(selection.state_bytes),
@@ -111,6 +116,18 @@ def without_hits(traffic: Traffic, ahead: Ahead | None) -> Traffic:
         fetched=replace(all_, tokens=left, nbytes=all_.nbytes * left // np.maximum(all_.tokens, 1)),
         runs=-(-traffic.runs * left // np.maximum(all_.tokens, 1)),
     )
+
+
+def _pieces(selection: Selection, unit_tokens: int) -> Ints:
+    """Return the pieces [U, S] in which a medium sees the tokens that are read: runs in one unit of it are one.
+
+    The tokens of a KV head lie in the order of their positions. A unit counts as the largest power of two of tokens
+    that it holds.
+    """
+    exponent = min(GROUPS, unit_tokens.bit_length() - 1)
+    if exponent < 1:
+        return selection.read_runs
+    return np.minimum(selection.read_runs, selection.read_groups[..., exponent - 1])
 
 
 class _Ways(NamedTuple):

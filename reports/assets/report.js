@@ -39,10 +39,10 @@
   // The lowest colour of a heat map is the ground of the page, so that its numbers read in every scheme.
   const heats = (data) => data.flatMap((trace, at) => (trace.type === "heatmap" ? [at] : []));
   const heated = ({ colorscale }, print) => [[0, colours(print).soft], ...colorscale.slice(1)];
-  const grounded = (data) => {
-    const ours = new Set(heats(data));
-    return data.map((trace, at) => (ours.has(at) ? { ...trace, colorscale: heated(trace, false) } : trace));
-  };
+  // Copies: Plotly writes what it is told later into the traces that it was given.
+  const grounded = (data) => data.map((trace) => (
+    trace.type === "heatmap" ? { ...trace, colorscale: heated(trace, false) } : { ...trace }
+  ));
 
   const merged = (layout, changes) => {
     const copy = JSON.parse(JSON.stringify(layout));
@@ -144,12 +144,29 @@
     emphasiseAll(picked);
   };
 
+  // Points with a report of their own: a click opens it, and the last one under the mouse stands as a link below.
+  const pageOf = (point) => [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
+  const offer = (node, point) => {
+    const page = pageOf(point);
+    node.classList.toggle("leads", Boolean(page));
+    if (!page) return;
+    const figure = document.getElementById(node.dataset.figure);
+    const link = figure.querySelector("a.under") ?? document.createElement("a");
+    if (!link.isConnected) figure.querySelector(".drawing").after(link);
+    link.className = "under";
+    link.href = page;
+    link.textContent = `Report of the point ${page.split("/").at(-2)}`;
+  };
+
   const listen = (node) => {
-    node.on("plotly_hover", (event) => hover(runOf(event.points[0]), node));
+    node.on("plotly_hover", (event) => {
+      offer(node, event.points[0]);
+      hover(runOf(event.points[0]), node);
+    });
     node.on("plotly_unhover", () => hover(null, node));
     node.on("plotly_click", (event) => {
       const point = event.points[0];
-      const page = [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
+      const page = pageOf(point);
       if (page) window.location.assign(page);
       else if (runOf(point) !== null) pickRun(runOf(point));
     });

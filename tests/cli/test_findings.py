@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.config.catalogue import files
 from ghostsim.config.expressions import Columns
@@ -16,17 +17,6 @@ SWEEP = """
 schema: 1
 scenario: tiny.yaml
 grid: {workload.steps: [1, 2], platform.links.cxl0.width: [4, 16]}
-"""
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-baseline: [full]
 """
 FINDING = """
 schema: 1
@@ -76,7 +66,7 @@ def test_the_verdict_holds_the_numbers_of_its_claims(answered):
     _, found, _ = answered
     claims = found["claims"]
     told = (written(claims[name]["value"], "x") for name in ("slow", "wider"))
-    assert found["verdict"] == "No: it takes {} as long, {} at 16 lanes.".format(*told)
+    assert found["verdict"] == found["headline"] == "No: it takes {} as long, {} at 16 lanes.".format(*told)
 
 
 def test_a_claim_without_a_bar_is_a_figure_only(answered):
@@ -207,11 +197,28 @@ def test_every_bundled_finding_is_valid(name):
     assert load_finding(name).value.claims
 
 
-def test_the_gallery_holds_the_findings_that_are_bundled():
-    result = Path(__file__).parents[2] / "reports" / "gallery" / "findings" / "findings.json"
-    if not result.is_file():
+GALLERY = Path(__file__).parents[2] / "reports" / "gallery" / "findings"
+
+
+@pytest.fixture
+def gallery():
+    if not (GALLERY / "findings.json").is_file():
         pytest.skip("no gallery here")
-    assert set(json.loads(result.read_text())["findings"]) == set(files("finding"))
+    return json.loads((GALLERY / "findings.json").read_text())["findings"]
+
+
+def test_the_gallery_holds_the_findings_that_are_bundled(gallery):
+    assert set(gallery) == set(files("finding"))
+
+
+def test_the_readme_says_what_the_gallery_says(gallery):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    part = readme.partition("<!-- findings:begin -->")[2].partition("<!-- findings:end -->")[0]
+    told = (
+        f"- [{each['title']}](reports/gallery/findings/{name}/index.html): {each['headline']}"
+        for name, each in gallery.items()
+    )
+    assert part.strip() == "\n".join(told)
 
 
 @pytest.mark.parametrize(

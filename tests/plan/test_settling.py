@@ -1,6 +1,6 @@
 """What a prompt leaves to be moved and made: bytes and times at an idle system in closed form, and who pays."""
 
-import itertools
+from itertools import pairwise
 
 import pytest
 
@@ -31,6 +31,10 @@ def run_of(tmp_path):
         return load_scenario(file, sets).scenario.runs["run"]
 
     return load
+
+
+def settling_of(run):
+    return Settling(run, run.model)
 
 
 PLACED = {
@@ -75,7 +79,7 @@ def test_bytes_are_those_of_the_cold_tokens_and_their_records(run_of, name, expe
 
 def test_an_index_in_hbm_takes_the_keys_and_records_at_the_rate_of_hbm(run_of):
     run = run_of(PLACED["gpu, all in hbm"])
-    settling = Settling(run, run.model)
+    settling = settling_of(run)
     gpu = settling.gpu
     params = gpu.part.architecture.gemm["dense"]
     seconds = HEADS * COLD * (256 + 66) / (params.hbm_efficiency * gpu.spec.hbm_bytes_per_s)
@@ -86,7 +90,7 @@ def test_an_index_in_hbm_takes_the_keys_and_records_at_the_rate_of_hbm(run_of):
 def test_clusters_take_their_comparisons(run_of):
     """RetroInfer: every key meets the 512 centres of its segment of 8,192 in each of ten rounds."""
     run = run_of("{policy: retroinfer, kv_tier: dram}")
-    settling = Settling(run, run.model)
+    settling = settling_of(run)
     amount = settling.amount(TOKENS)
     cold = amount.keys // HEADS
     assert amount.index.products == HEADS * cold * 10 * -(-cold // 16) * 2 * 128
@@ -111,16 +115,16 @@ def test_a_thread_reads_keys_at_the_rate_of_its_core(run_of):
 def test_an_engine_near_memory_multiplies_at_its_rate(run_of):
     sets = [f"platform.devices.cxl_exp{i}.filter.macs=0.001 TMAC/s" for i in (0, 1)]
     run = run_of("{policy: ghostkv_sketch, kv_tier: cxl, index_tier: cxl, filter: cxl, ghostify: {by: near}}", *sets)
-    amount = Settling(run, run.model).amount(TOKENS)
+    amount = settling_of(run).amount(TOKENS)
     assert settled(run, run.model, TOKENS, 1).index_ps == pytest.approx(amount.index.flops / 2 / 2e9 * 1e12)
 
 
 @pytest.mark.parametrize("name", PLACED)
 @pytest.mark.parametrize("policy", ["ghostkv", "ghostkv_anchor_residual", "quest", "retroinfer"])
 def test_chunks_of_a_prompt_leave_what_the_whole_leaves(run_of, name, policy):
-    settling = Settling(*(lambda run: (run, run.model))(run_of(PLACED[name].replace("ghostkv", policy))))
+    settling = settling_of(run_of(PLACED[name].replace("ghostkv", policy)))
     ends = [0, 100, 700, 2048, 2049, 5000, TOKENS]
-    parts = [settling.amount(end) - settling.amount(begin) for begin, end in itertools.pairwise(ends)]
+    parts = [settling.amount(end) - settling.amount(begin) for begin, end in pairwise(ends)]
     whole = settling.amount(TOKENS)
     for field in ("keys", "kv_bytes", "index_bytes", "anchor_bytes"):
         found = [getattr(part, field) for part in parts]
@@ -138,7 +142,7 @@ def test_the_maker_changes_time_never_bytes(run_of, name):
 
 @pytest.mark.parametrize("name", [name for name in PLACED if name != "gpu, all in hbm"])
 def test_a_large_prompt_takes_as_long_as_latency_and_rate_say(run_of, name):
-    settling = Settling(*(lambda run: (run, run.model))(run_of(PLACED[name])))
+    settling = settling_of(run_of(PLACED[name]))
     bulk, amount = settling.bulk(TOKENS), settling.amount(3 * TOKENS)
     said = bulk.latency_ps + settling.moved_bytes(amount) / bulk.bytes_per_s * 1e12
     assert settling.moved_ps(amount).duration_ps == pytest.approx(said, rel=0.03)

@@ -176,11 +176,14 @@ def cached(key: str, policy: str) -> Selection | None:
 
 
 def publish(key: str, filled: Path, policy: str) -> Selection:
-    """Move a filled folder into the cache and return the Selection in it."""
+    """Move a filled folder into the cache, or copy it to another disk, and return the Selection in it."""
 
     def build(folder: Path) -> None:
         for file in sorted(filled.iterdir()):
-            shutil.move(file, folder / file.name)
+            try:
+                file.rename(folder / file.name)
+            except OSError:
+                shutil.copyfile(file, folder / file.name)
 
     folder = cache.publish(KIND, key, build)
     cache.trim(KIND, MAX_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -63,14 +64,20 @@ def _axes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     }
 
 
+def _mapped(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
+    """Return a new array in a file, whose room on disk is taken now: later a full disk would end the process."""
+    array: Array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 class Writer:
     """Fills the arrays of a Selection row by row."""
 
     def __init__(self, folder: Path, sizes: Sizes, absent: frozenset[str]) -> None:
         self._arrays = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-            if 0 not in shape
-            else np.zeros(shape, dtype=dtype)
+            name: _mapped(folder / f"{name}.npy", dtype, shape) if 0 not in shape else np.zeros(shape, dtype=dtype)
             for name, (shape, dtype) in _axes(sizes).items()
             if name not in absent
         }

@@ -68,9 +68,10 @@ def warm_tokens(run: Run, tokens: int) -> int:
 
 
 def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
-    """Return the bytes of weights, KV, pinned KV, index and fetch buffers of a run.
+    """Return the bytes of weights, KV, pinned KV, index, cache and fetch buffers of a run.
 
-    KV outside HBM keeps a copy of the pinned tokens in HBM, but for warm ones elsewhere, and the buffers of two layers.
+    KV outside HBM keeps a copy of the pinned tokens in HBM, but for warm ones elsewhere, what the policy's cache
+    holds, and the buffers of two layers.
     """
     heads = batch * -(-model.layers // run.policy.layer_groups) * model.kv_heads
     token_bytes = format_bytes(run.policy.keep[0].format, model.head_dim)
@@ -96,6 +97,8 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     if run.kv_tier != "hbm" or (run.archive_tier or "hbm") != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * (min(tokens, pin.sinks + pin.window + 1) - warm) * token_bytes)
+        if run.policy.read.cache is not None:
+            add("hbm", heads * min(run.policy.read.cache.tokens, stored) * token_bytes)
         if run.prefetch is not None:
             held = min(run.prefetch.tokens, stored) * (1 if run.prefetch.by == "layer_ahead" else run.prefetch.ahead)
             add("hbm", heads * held * token_bytes)

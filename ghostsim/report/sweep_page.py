@@ -95,8 +95,10 @@ def _sweep_heading(store: SweepStore) -> str:
         ((label, point) for point in store.points for label in ranked if point.of(label, _P95) is not None),
         key=lambda pair: pair[1].of(pair[0], _P95) or math.inf,
     )
-    moving = [field for field, (low, high) in _spans(store, label).items() if low and high / low > _STILL]
-    where = f"with {listing([f'{field} {point.settings[field]}' for field in moving])}" if moving else "at any setting"
+    spans = _spans(store, label)
+    moving = [field for field in store.varied if field in spans and spans[field][1] > spans[field][0] * _STILL]
+    named = ", ".join(f"{field} {point.settings[field]}" for field in moving)
+    where = f"with {named}" if named else "at any setting"
     lost = point.of(label, _LOST)
     quality = "" if lost is None else f", and {loses(lost)}"
     text = f"{label} is fastest {where}: {number(point.of(label, _P95))} ms at p95{quality}"

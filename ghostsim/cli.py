@@ -324,9 +324,11 @@ def search(
     """Search for the hardware or policy that serves best.
 
     SPEC names a scenario, its fields, objectives and bounds; no point that meets the bounds ends the command with 5.
-    With `sensitivity:` instead of objectives: which assumed number would turn the verdict.
+    With `sensitivity:` instead of objectives: which assumed number would turn the verdict. Either way the store ends
+    with a page, sweep.html.
     """
     from ghostsim.export.run_folder import default_out
+    from ghostsim.report.sweep_page import write_sweep_report
     from ghostsim.sweep import search as trials
     from ghostsim.sweep import sensitivity
     from ghostsim.sweep.executor import Crew
@@ -346,6 +348,8 @@ def search(
         _print_json(data)
     else:
         print(text)
+    if data.get("failed") != data.get("trials", 1):
+        _tell(str(write_sweep_report(folder)))
     if not found:
         _tell("error: found no point that meets the bounds, expected one; see points.csv")
     _tell(str(folder))
@@ -466,9 +470,11 @@ def audit(
         write_csv(found, out)
         _tell(str(out))
     if report is not None:
-        from ghostsim.report.audit_page import write_audit_report
+        from ghostsim.report.audit_page import render_audit
+        from ghostsim.report.page import write_text
 
-        _tell(str(write_audit_report(found, report, ageing, trees)))
+        write_text(report, render_audit(found, ageing, trees))
+        _tell(str(report))
 
 
 @app.command()
@@ -541,7 +547,8 @@ def frontier(
     """
     from ghostsim.config.catalogue import files
     from ghostsim.config.load import load_policy
-    from ghostsim.report.frontier_page import frontier_text, heading, write_frontier_report
+    from ghostsim.report.frontier_page import frontier_text, heading, render_frontier
+    from ghostsim.report.page import write_text
     from ghostsim.study.frontier import as_data, write_csv
     from ghostsim.study.frontier import frontier as measure
     from ghostsim.trace.format import open_trace
@@ -553,7 +560,7 @@ def frontier(
     if out is not None:
         write_csv(found, out)
     if report is not None:
-        write_frontier_report(found, report)
+        write_text(report, render_frontier(found))
     if as_json:
         _print_json(as_data(found) | {"verdict": heading(found)})
     else:
@@ -580,7 +587,8 @@ def accuracy(
     from ghostsim.accuracy.report import accuracy as replay
     from ghostsim.config.load import load_gpu
     from ghostsim.export.run_folder import staged
-    from ghostsim.report.accuracy_page import write_accuracy_report
+    from ghostsim.report.accuracy_page import render_accuracy
+    from ghostsim.report.page import write_text
 
     say = _progress(quiet=quiet)
     parts = [load_gpu(name) for name in part]
@@ -589,7 +597,7 @@ def accuracy(
     if out is not None:
         with staged(out, force=force, marker="predictions.csv") as temporary:
             found.write_predictions(temporary)
-            write_accuracy_report(found, temporary / "accuracy.html")
+            write_text(temporary / "accuracy.html", render_accuracy(found))
     _print_accuracy(found, as_json=as_json)
     if out is not None:
         _tell(str(out))
@@ -755,10 +763,12 @@ def trace_info(
 
     opened = open_trace(trace)
     if report is not None:
-        from ghostsim.report.trace_page import write_trace_report
+        from ghostsim.report.page import write_text
+        from ghostsim.report.trace_page import render_trace
 
         _check_new("--report", report, force=force)
-        _tell(str(write_trace_report(opened, report)))
+        write_text(report, render_trace(opened))
+        _tell(str(report))
     found = info(opened)
     if as_json:
         _print_json(found)
@@ -925,13 +935,27 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(143)
 
 
+_WrongUsage: Any = typer.BadParameter.__base__  # typer brings a click of its own, or takes the one beside it
+
+
+def _usage_text(error: Any) -> str:  # noqa: ANN401  (click's error)
+    """Return what is wrong with the arguments in one line; the help where there are none."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
+    return f"error: {text}; see {error.ctx.command_path if error.ctx else 'ghostsim'} --help"
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every foreseen error ends in one line and the exit code of its kind."""
     signal.signal(signal.SIGTERM, _terminate)
     for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy comes in: products change bits with the thread count
         os.environ[f"{library}_NUM_THREADS"] = "1"
     try:
-        sys.exit(app(args=argv, standalone_mode=True))
+        sys.exit(app(args=argv, standalone_mode=False))
+    except _WrongUsage as error:
+        _tell(_usage_text(error))
+        sys.exit(UsageError.exit_code)
     except GhostsimError as error:
         _tell(f"error: {error}")
         sys.exit(error.exit_code)

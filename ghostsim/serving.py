@@ -18,6 +18,7 @@ from ghostsim.config.serving import Serving, Sessions, Speculation
 from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
 from ghostsim.metrics.serving import Served
 from ghostsim.pipeline.capacity import footprint, stored_tokens
+from ghostsim.pipeline.measured import Bulk
 from ghostsim.pipeline.parallel import own_model
 from ghostsim.pipeline.prefix_cache import PrefixCache
 from ghostsim.pipeline.serving import (
@@ -31,8 +32,9 @@ from ghostsim.pipeline.serving import (
     one_by_one,
     open_loop,
 )
+from ghostsim.pipeline.settling import Settling
 from ghostsim.pipeline.step_cost import (
-    Bulk,
+    SETTLE,
     IterationCosts,
     Prefill,
     Surface,
@@ -167,8 +169,11 @@ class System:
         below = (self.serving.prefix_cache or {}).items() if whole else ()
         self.below: dict[str, int] = {tier: room for tier, room in below if tier != run.kv_tier}
         self.keeps = self.serving.prefix_cache is not None and whole
-        self.ways = [(tier, write) for tier in self.below for write in (False, True)]
-        self.bulk = {way: self._bulk(way) for way in self.ways}
+        self.bulk = {way: self._bulk(way) for tier in self.below for way in ((tier, False), (tier, True))}
+        self.settling = Settling(run, self.model)
+        settles = self.settling.bulk(max(self.selections))
+        if settles is not None:
+            self.bulk[SETTLE] = settles
         self.surface = Surface(self._node, batches_of(run, self.serving.max_batch), sorted(self.selections))
 
     def _bulk(self, way: Way) -> Bulk:
@@ -186,14 +191,14 @@ class System:
             added = int(step.duration_ps)
             loaded = measure_step(self.run, self.model, selection, batch, added)
             hidden = max(0.0, step.duration_ps + added - loaded.duration_ps)
-        return (step.duration_ps, hidden, *(self.bulk[way].conflict(step.used) for way in self.ways))
+        return (step.duration_ps, hidden, *(bulk.conflict(step.used) for bulk in self.bulk.values()))
 
     def costs(self) -> IterationCosts:
         """Return what iterations take."""
-        home = [self._bulk((self.run.kv_tier, write)) for write in (False, True)] if self.run.kv_tier != "hbm" else []
-        prefill = Prefill(self.run, self.model, self.serving.prefill_attention, self.token_bytes, home)
+        home = self._bulk((self.run.kv_tier, False)) if self.run.kv_tier != "hbm" else None
+        prefill = Prefill(self.settling, self.serving.prefill_attention, self.token_bytes, home)
         draft = self.serving.speculation.cost if self.serving.speculation else 0
-        return IterationCosts(self.surface, prefill, self.ways, self.queries, draft)
+        return IterationCosts(self.surface, prefill, tuple(self.bulk), self.queries, draft)
 
     def memory(self) -> Memory:
         """Return the room that weights and kept blocks leave to requests."""
@@ -219,8 +224,12 @@ class System:
         """Return the tier that takes the KV of preempted requests, nothing if it is computed again."""
         return next(iter(self.below), "") if self.serving.preemption == "spill" and self.keeps else ""
 
+    def settled_bytes(self, begin: int, end: int) -> int:
+        """Return the bytes that move once the prompt tokens from `begin` to `end` are computed."""
+        return self.settling.moved_bytes(self.settling.amount(end) - self.settling.amount(begin))
+
     def channels(self) -> dict[Way, Channel]:
-        """Return the ways to the tiers below."""
+        """Return the ways to the tiers below, and that of what settles."""
         return {way: Channel(bulk.latency_ps, bulk.bytes_per_s) for way, bulk in self.bulk.items()}
 
 
@@ -263,13 +272,14 @@ def serve(
         env, system.costs(), system.memory(), max_batch=serving.max_batch, prefill_chunk=serving.prefill_chunk,
         cache=system.prefix_cache(), block_tokens=block_tokens, channels=system.channels(),
         recompute=serving.preemption != "none", spill=system.spill_tier(), gains=gains_of(serving.speculation, seed),
+        settled_bytes=system.settled_bytes,
     )  # fmt: skip
     _arrive(env, server, serving, jobs, requests, seed)
     env.run()
     check(server, jobs)
     ordered = sorted(jobs, key=lambda job: (job.arrival_ps, job.index))
     wanted = serving.prefix_cache is not None and not system.keeps
-    return Served(server, ordered, serving.slo, grid_error(system, probes), block_tokens, wanted)
+    return Served(server, ordered, serving.slo, grid_error(system, probes), block_tokens, wanted, system.settling)
 
 
 def _arrive(

@@ -21,6 +21,7 @@ from ghostsim.engine.network import Network
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.errors import ConfigError, Location, TraceError
 from ghostsim.metrics.collect import Record, compare, run_metrics
+from ghostsim.metrics.prefill import payback_steps
 from ghostsim.metrics.quality import quality
 from ghostsim.metrics.serving import Served, serving_metrics
 from ghostsim.metrics.what_if import WhatIf, what_if
@@ -29,6 +30,8 @@ from ghostsim.pipeline.capacity import Footprint, footprint, largest_batch
 from ghostsim.pipeline.decode import bind, decode, machine_of, placement_of
 from ghostsim.pipeline.executor import Executor, Times
 from ghostsim.pipeline.parallel import own_heads, own_model
+from ghostsim.pipeline.settling import settled
+from ghostsim.pipeline.step_cost import spread
 from ghostsim.plan.plan import Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import index_stages
@@ -115,6 +118,7 @@ def simulate(
     selections = _select(scenario, ready.workloads, jobs, say)
     selections = {label: _together(scenario.runs[label].policy, each) for label, each in selections.items()}
     foreseen = _foretell(scenario, ready.workloads, selections, jobs, say)
+    selections = {label: spread(each, ready.prints[label].batch) for label, each in selections.items()}
     recorded = _recorded_loss(scenario, ready.workloads, jobs, say)
     counters.selection_wall_s = time.perf_counter() - begun
     records = {}
@@ -141,6 +145,9 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return the contents of metrics.json."""
     runs = {label: run_metrics(record) for label, record in records.items()}
+    for label, run in runs.items():
+        bases = {base: payback_steps(run, runs[base]) for base in scenario.baseline if base != label}
+        run["prefill"]["payback_steps"] = bases
     for label, each in served.items():
         runs[label]["serving"] = serving_metrics(each)
     return {
@@ -274,11 +281,11 @@ def _workloads(
     traces: Mapping[str, Trace],
     at: Where,
 ) -> dict[str, Workload]:
-    """Compose one workload for all runs that differ in nothing but the batch; each takes its first requests."""
+    """Compose one workload for all runs that differ in nothing but the batch; each takes its first requests in turn."""
     keys = {label: _workload_key(run, models[label]) for label, run in scenario.runs.items()}
     largest: dict[str, int] = {}
     for label, key in keys.items():
-        largest[key] = max(largest.get(key, 0), prints[label].batch)
+        largest[key] = scenario.runs[label].workload.distinct or max(largest.get(key, 0), prints[label].batch)
     composed: dict[str, Workload] = {}
     for label, run in scenario.runs.items():
         key = keys[label]
@@ -469,6 +476,7 @@ def _run(
         bin_ps=probe.bin_ps,
         resources=tuple(network.resources),
         series=_series(probe, network),
+        settled=settled(run, own_model(run, model), fits.tokens - selection.steps, fits.batch),
     )
 
 
@@ -507,6 +515,9 @@ def _notes(scenario: Scenario, ready: Prepared) -> list[str]:
         if run.policy.read.speculate > 1
     ]
     for label, run in scenario.runs.items():
+        distinct, of = run.workload.distinct, ready.prints[label].batch
+        if distinct is not None and distinct < of:
+            notes.append(f"{label}: {distinct} of {of} requests are evaluated, the others read as these do")
         if run.workload.batch != "fits":
             continue
         batch = scenario.workload.batch

@@ -1,46 +1,69 @@
-"""A headless browser: draws a page without a network, and returns what it became and what it said."""
+"""A headless browser without a network: what a page became, what it said, and how it answers clicks and keys."""
 
-import os
-import re
 import shutil
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND")
 
 
 def needs_browser(test):
     """Mark a test that needs a browser."""
-    return pytest.mark.browser(pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")(test))
+    missing = CHROMIUM is None or find_spec("playwright") is None
+    return pytest.mark.browser(pytest.mark.skipif(missing, reason="no chromium or playwright on this machine")(test))
 
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=10000 "
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost"
-)
+@dataclass(frozen=True)
+class Tab:
+    """An open page, and what its console and its errors said."""
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+
+    def figures(self) -> set[str]:
+        """Return the figures of the page."""
+        return self._keys("figure[id]")
+
+    def drawn(self) -> set[str]:
+        """Return the figures whose drawing is there."""
+        return self._keys("figure[id]:has(.main-svg, .topology)")
+
+    def trace(self, figure: str, name: str) -> dict[str, Any]:
+        """Return how a trace of a drawing looks now: visible, opacity."""
+        script = "([key, name]) => document.querySelector(`#${key} .plot`).data.find((one) => one.name === name)"
+        return self.page.evaluate(script, [figure, name])
+
+    def _keys(self, selector: str) -> set[str]:
+        return {each.get_attribute("id") for each in self.page.locator(selector).all()}
 
 
-def browse(page, profile, *more, fragment=""):
-    """Return the DOM after scripts ran, and what the console said."""
-    flags = re.split(r" (?=--)", FLAGS)
-    done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", *more, "--dump-dom", page.as_uri() + fragment],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=os.environ | {"LANG": "C.UTF-8"},
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Start chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
 
 
-def drawn(dom):
-    """Return the figures whose drawing is there."""
-    parts = re.findall(r'<figure id="([a-z-]+)"[^>]*>(.*?)</figure>', dom, re.DOTALL)
-    return {key for key, body in parts if 'class="main-svg"' in body or 'class="topology"' in body}
+@contextmanager
+def visited(started, path, fragment="", **options) -> Iterator[Tab]:
+    """Open a file in a window of its own and wait until all its figures are drawn."""
+    from playwright.sync_api import expect
 
-
-def figures(dom):
-    return set(re.findall(r'<figure id="([a-z-]+)"[^>]*>', dom))
+    context = started.new_context(offline=True, **options)
+    tab = Tab(context.new_page())
+    tab.page.on("console", lambda line: tab.said.append(line.text))
+    tab.page.on("pageerror", lambda error: tab.said.append(str(error)))
+    tab.page.goto(path.as_uri() + fragment)
+    expect(tab.page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0, timeout=60_000)
+    yield tab
+    context.close()

@@ -14,7 +14,8 @@ from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.metrics.collect import Record
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.executor import Executor
-from ghostsim.plan.selection import Selection
+from ghostsim.pipeline.settling import Settled
+from ghostsim.plan.selection import GROUPS, Selection
 from ghostsim.policy.costs import index_stages, state_bytes, streams_of
 from ghostsim.policy.placement import Placement, place
 from ghostsim.policy.prefetch import Prefetched, ahead_of
@@ -23,6 +24,8 @@ HBM = Placement("hbm", "hbm", "gpu", "dma", 1, "bitmap")
 OFFLOAD = replace(HBM, kv_tier="dram")
 CXL = Placement("cxl", "cxl", "cxl", "dma", 1, "bitmap")
 PIM = Placement("dram", "pim", "pim", "dma", 1, "bitmap")
+FIVE = replace(PIM, kv_tier="cxl", warm_tier="dram", archive_tier="ssd")
+"""Hot in HBM, warm in host memory, cold in CXL, archived on a drive, the index in PIM."""
 
 
 @cache
@@ -40,7 +43,7 @@ def platform(name="h100_cxl_pim", *sets):
     return load_platform(name, sets).value
 
 
-def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, steps=1):
+def selection(of, model, *, hot, cold, read, runs=None, groups=None, scanned=None, batch=1, steps=1):
     """Return a Selection whose token counts, per KV head, are numbers or arrays [batch, layers, kv_heads, steps]."""
     shape = (batch, model.layers, model.kv_heads, steps)
     units = batch * model.layers * model.kv_heads
@@ -70,6 +73,7 @@ def selection(of, model, *, hot, cold, read, runs=None, scanned=None, batch=1, s
         stored_tokens=hot + cold,
         read_tokens=read,
         read_runs=runs,
+        read_groups=np.repeat(runs[..., None], GROUPS, axis=-1) if groups is None else groups,
         scanned=records,
         scan_bytes=records * np.array([int(stage.record_bytes) for stage in stages], np.int64)[:, None, None],
         stream_tokens=tokens,
@@ -158,19 +162,25 @@ def foreseen(chosen, *, by="last_query", hit=0.7, waste=0.3, ahead=1):
     return ahead_of(found, chosen, Prefetch(by=by, ahead=ahead, tokens=1), len(chosen.unit_of))
 
 
-def archived(chosen, share=0.5):
-    """Return a Selection of which a share of the reads, and of the cold tokens, are in the archive."""
+def aged(chosen, share=0.5, warm=0):
+    """Return a Selection of which a share of the reads, and of the cold tokens, are in the archive.
+
+    Of the pinned tokens of a KV head `warm` are those of the second KEEP clause, all others those of the first.
+    """
     old = (chosen.read_tokens * share).astype(np.int64)
-    parts = {"cold": chosen.read_tokens - old, "archive": old}
-    tokens = [parts.get(s.role, moved) for s, moved in zip(chosen.streams, chosen.stream_tokens, strict=True)]
-    sizes = np.array([stream.record_bytes for stream in chosen.streams])[:, None, None]
+    selected = {"cold": chosen.read_tokens - old, "archive": old}
+    pinned = {0: chosen.hot_tokens - warm, 1: np.full_like(old, warm)}
+    tokens = np.stack([
+        selected.get(stream.role, 0 * old) if stream.selected else pinned.get(stream.clause, 0 * old)
+        for stream in chosen.streams
+    ])  # fmt: skip
     return replace(
         chosen,
-        read_runs=-(-parts["cold"] // 2),
+        read_runs=-(-selected["cold"] // 2),
         archive_tokens=(chosen.cold_tokens * share).astype(np.int64),
         archive_runs=-(-old // 16),
-        stream_tokens=np.stack(tokens),
-        stream_bytes=np.stack(tokens) * sizes,
+        stream_tokens=tokens,
+        stream_bytes=tokens * np.array([stream.record_bytes for stream in chosen.streams])[:, None, None],
     )
 
 
@@ -200,5 +210,6 @@ def simulate(chosen, of, model, placement, batch, machine="h100_cxl_pim", sets=(
         bin_ps=1,
         resources=tuple(network.resources),
         series={},
+        settled=Settled(0.0, 0.0, {}),
     )
     return Run(record, network, probe, built.links, ledger.moved)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache
 
-from invented import CXL, HBM, OFFLOAD, PIM, archived, foreseen, llama, policy, simulate, varied
+from invented import CXL, FIVE, HBM, OFFLOAD, PIM, aged, foreseen, llama, policy, simulate, varied
 
 from ghostsim.metrics.collect import step_ms
 
@@ -13,12 +13,16 @@ BATCH, STEPS, CONTEXT = 2, 3, 16384
 
 @dataclass(frozen=True)
 class Case:
-    """A policy somewhere; `ahead` says how much is prefetched, `old` which share of the reads is archived."""
+    """A policy somewhere.
+
+    `ahead` says how much is prefetched, `old` which share of the reads is archived, `warm` how many tokens are.
+    """
 
     policy: str
     placement: object
     ahead: tuple = ()
     old: float = 0.0
+    warm: int = 0
     machine: str = "h100_filters"
 
 
@@ -55,6 +59,9 @@ CASES = {
     "prefetch by oracle": Case("ghostkv", replace(CXL, kv_tier="dram"), (("by", "oracle"), ("waste", 0))),
     "archive on ssd": Case("ghostkv_lifecycle", replace(OFFLOAD, archive_tier="ssd"), old=0.4),
     "archive beside": Case("ghostkv_lifecycle", CXL, old=0.4),
+    "five tiers": Case("ghostkv_ages", FIVE, old=0.4, warm=200),
+    "five tiers, in place": Case("ghostkv_ages", replace(FIVE, fetch="zero_copy"), old=0.4, warm=200),
+    "five tiers, staged": Case("ghostkv_ages", replace(FIVE, fetch="staged"), old=0.4, warm=200),
     "records by the host": Case("ghostkv", replace(CXL, ghostify="cpu", behind=2)),
     "records near memory": Case("ghostkv", replace(DRAM_INDEX, ghostify="near", behind=2)),
 }
@@ -66,7 +73,7 @@ def run(name, slow="", sets=(), scale=0.5, context=CONTEXT):
     case = CASES[name]
     of = policy(case.policy)
     chosen = varied(of, MODEL, context=context, batch=BATCH, steps=STEPS)
-    chosen = archived(chosen, case.old) if case.old else chosen
+    chosen = aged(chosen, case.old, case.warm) if case.old else chosen
     ahead = foreseen(chosen, **dict(case.ahead)) if case.ahead else None
     factors = dict.fromkeys(slow.split(","), scale) if slow else None
     return simulate(chosen, of, MODEL, case.placement, BATCH, case.machine, sets, ahead=ahead, scale=factors)

@@ -319,8 +319,9 @@ class _Plain(_Dumper):
 
 
 def _fits_a_line(parts: list[yaml.Node]) -> bool:
-    short = sum(len(str(part.value)) + 3 for part in parts) <= _SHORT
-    return short and all(isinstance(part, yaml.ScalarNode) or not part.value for part in parts)
+    if not all(isinstance(part, yaml.ScalarNode) or not part.value for part in parts):
+        return False
+    return sum(len(str(part.value)) + 3 for part in parts) <= _SHORT
 
 
 def dump(document: Any) -> str:

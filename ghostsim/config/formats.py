@@ -136,6 +136,11 @@ class Format(Strict):
         """Whether a reader gets back what was written."""
         return isinstance(self.k, Fp16Format) and isinstance(self.v, Fp16Format)
 
+    @property
+    def anchored(self) -> tuple[Residual, ...]:
+        """The sides of which a reader needs anchors beside what is stored."""
+        return tuple(side.residual for side in (self.k, self.v) if isinstance(side, ResidualFormat))
+
 
 def both_sides(value: Any) -> Any:
     """Let one format stand for keys and values."""

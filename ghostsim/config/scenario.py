@@ -12,6 +12,7 @@ from ghostsim.config.base import Count, MisfitError, Strict, Text, Whole
 from ghostsim.config.hardware import TIERS, Platform, Tier
 from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
+from ghostsim.config.rules import NoneRule
 from ghostsim.config.serving import Serving, TensorParallel
 
 Site = Literal["gpu", "hbm", "dram", "cxl", "pim", "ssd", "cpu", "none"]
@@ -31,6 +32,7 @@ FIGURES = (
     *(f"quality.{name}.{part}" for name in ("lost_mass", "output_error") for part in ("mean", "p99", "max")),
     *(f"viability.corrected.{name}_us" for name in ("scan", "latency", "fetch", "left", "right")),
     *(f"viability.published.{name}_us" for name in ("left", "right")), "viability.simulated.exposed_us",
+    *(f"prefill.{name}" for name in ("index_ms", "settle_ms")),
     *(f"lifecycle.{name}" for name in ("behind_steps", "behind_steps_max", "stalled_ms")),
     *(f"prefetch.{name}" for name in ("hit_rate", "waste_rate", "tokens", "hits", "misses", "waste", "late_rate",
                                       "late_ms")),
@@ -40,7 +42,11 @@ SERVING = (
     *("requests", "completed", "rejected", "preemptions", "duration_s", "requests_per_s", "output_tokens_per_s"),
     *("goodput_per_s", "slo_share", "in_system_mean", "waiting_mean", "busy_share", "iterations"),
     *("prompt_tokens", "prefilled_tokens", "decoded_tokens", "step_surface.max_error"),
-    *(f"{name}.{part}" for name in ("ttft_ms", "tpot_ms", "e2e_ms") for part in ("mean", "p50", "p95", "p99", "max")),
+    *(
+        f"{name}.{part}"
+        for name in ("ttft_ms", "settle_ms", "tpot_ms", "e2e_ms")
+        for part in ("mean", "p50", "p95", "p99", "max")
+    ),
 )
 """Numbers that metrics.json holds of every run that serves requests, below `serving`."""
 TABLES = ("bytes_per_step", "read_amplification", "utilisation", "waits_ms", "energy_mj_per_token", "capacity_bytes")
@@ -62,6 +68,9 @@ class Workload(Strict):
     """Requests decoded together; `fits` takes the largest batch whose KV and weights fit their tiers."""
     steps: Count | None = None
     """Decode steps; none takes all that were recorded."""
+    distinct: Count | None = None
+    """Requests that are composed and evaluated; request r of the batch reads as request r mod n of them does, and all
+    batches share their evaluation. None: every request has a context of its own."""
     shape: Literal["model", "trace"] = "model"
     """`trace` charges bytes at the trace's own head shape when it differs from the model's."""
 
@@ -108,6 +117,8 @@ class Run(Strict):
     """Where KV outside the pins lives."""
     archive_tier: Tier | None = None
     """Where tokens that the policy archives live; none takes `kv_tier`."""
+    warm_tier: Tier = "hbm"
+    """Where pinned tokens live that the policy keeps with role warm; outside HBM they come at every step."""
     index_tier: Tier = "hbm"
     """Where the index that the policy scans lives."""
     filter: Site = "gpu"
@@ -149,11 +160,38 @@ class Run(Strict):
         )
 
     @model_validator(mode="after")
+    def _anchors_are_at_hand(self) -> Run:
+        if self.fetch == "cpu" and any(keep.format.anchored for keep in self.policy.keep):
+            message = f"found fetch cpu for {self.policy.name}, whose anchors are in HBM"
+            raise MisfitError(f"{message}, expected dma, staged or zero_copy", "fetch")
+        return self
+
+    @model_validator(mode="after")
     def _archive_has_tokens(self) -> Run:
         if self.archive_tier is not None and self.policy.archive is None:
             message = f"found archive_tier for {self.policy.name}, expected a policy with role: archive in a keep"
             raise MisfitError(message, "archive_tier")
         return self
+
+    @model_validator(mode="after")
+    def _warm_tier_has_pinned_tokens(self) -> Run:
+        if self.warm_tier == "hbm":
+            return self
+        if self.fetch == "cpu":
+            message = f"found warm_tier {self.warm_tier} with fetch cpu, expected dma, zero_copy or staged"
+            raise MisfitError(message, "warm_tier")
+        warm, pin = [keep.select for keep in self.policy.keep if keep.role == "warm"], self.policy.read.pin
+        pinned = all(
+            isinstance(select.rule, NoneRule) and select.pin.sinks <= pin.sinks and select.pin.window <= pin.window
+            for select in warm
+        )
+        if warm and pinned:
+            return self
+        raise MisfitError(
+            f"found warm_tier for {self.policy.name}, expected a policy with role: warm in a keep of rule: none, "
+            "whose pins are among those of read",
+            "warm_tier",
+        )
 
     @model_validator(mode="after")
     def _filter_sits_at_the_index(self) -> Run:

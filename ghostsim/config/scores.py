@@ -139,6 +139,7 @@ class Centroid(Strict):
 
     `radius` stores how far the members reach: an upper bound; without, an estimate. With `joins` a token that turns
     cold after the clusters were formed joins the nearest centre, and its radius grows; without, it is read always.
+    Centres are kept in fp16 or at 8 `bits` per channel; radii reach from what is kept.
     """
 
     tokens: Count = 16
@@ -146,6 +147,7 @@ class Centroid(Strict):
     rounds: Count = 10
     radius: bool = False
     joins: bool = False
+    bits: Literal[8, 16] = 16
 
 
 class QKeys(Strict):

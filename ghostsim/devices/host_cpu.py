@@ -12,6 +12,10 @@ from ghostsim.errors import ConfigError
 
 _WINDOW_PER_CORE = 4096
 """Bytes that one core keeps outstanding; only its ratio to other requesters' windows matters."""
+STAGED_PASSES = 2
+"""A staged byte is written to the buffer of the copy engine, and read from there."""
+LANDED_PASSES = 2
+"""One that lands in memory first is written there, and read by the core, before that."""
 
 
 class HostCpuDevice:

@@ -39,9 +39,11 @@ class NvmeDevice:
         return float(self.part.queue_depth * self.part.page)
 
     def read(self, piece_bytes: float, records: int) -> Leg:
-        """Return the cost of reading scattered pieces: each takes whole pages of the array.
+        """Return the cost of reading scattered pieces: each takes whole pages of the array, and a command.
 
-        A gather ends with its fullest die, and with the slowest of its reads, if the part says that some are slow.
+        What is asked of one page is one piece, wherever it lies there; what nobody asked for stays in the drive (NVMe's
+        bit buckets; that a drive has them is assumed). A gather ends with its fullest die, and with the slowest of its
+        reads, if the part says that some are slow.
         """
         part, pages = self.part, records * math.ceil(piece_bytes / self.part.page)
         collisions = 1.0

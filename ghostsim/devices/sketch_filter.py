@@ -57,4 +57,5 @@ def in_silicon(network: Network, name: str, part: Filter, media: Callable[[], Le
     def work(macs_per_byte: float) -> Costs:
         return ((port, 1.0), (macs, macs_per_byte))
 
-    return SketchFilter(network, media, work, start_ps=part.start, window=float(part.sram), order=part.order)
+    window = float(part.window or part.sram)
+    return SketchFilter(network, media, work, start_ps=part.start, window=window, order=part.order)

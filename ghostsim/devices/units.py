@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ghostsim.config.hardware import CxlExpander, Device, Gpu, HostCpu, NearBankPim, Nvme, Upmem
+from ghostsim.config.hardware import CxlExpander, Device, Gpu, HostCpu, NearBankPim, Nvme, Platform, Tier, Upmem
 
 MRAM_BYTES = 8
 """Granule of transfers to and from the MRAM of a DPU."""
@@ -13,6 +13,11 @@ MRAM_BYTES = 8
 def whole(piece_bytes: float, unit_bytes: int) -> int:
     """Return the bytes of the units that a piece at the beginning of a unit takes."""
     return math.ceil(piece_bytes / unit_bytes) * unit_bytes
+
+
+def tier_unit(platform: Platform, tier: Tier) -> int:
+    """Return the least that every medium of a tier moves; 1 where there is none."""
+    return min((unit_bytes(platform.devices[name]) for name in platform.tiers.get(tier, ())), default=1)
 
 
 def unit_bytes(part: Device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _ROUNDING = 1 + 1e-12
@@ -31,32 +31,40 @@ def fill(demands: Sequence[Demand], capacities: Sequence[float]) -> tuple[list[f
     """
     rates, limits = [0.0] * len(demands), [CEILING] * len(demands)
     room = list(capacities)
-    crossing = _crossing(demands)
-    capped = sorted(range(len(demands)), key=lambda i: demands[i].ceiling / demands[i].weight, reverse=True)
+    left = list(range(len(demands)))
+    wanted = _wanted(demands, left)
+    routes = [{resource for resource, _ in demand.costs} for demand in demands]
+    rank = {resource: i for i, resource in enumerate(wanted)}
+    capped = [i for i in left if demands[i].ceiling < math.inf]
+    capped.sort(key=lambda i: demands[i].ceiling / demands[i].weight, reverse=True)
     level = 0.0
-    while capped:
-        wanted = {resource: sum(users.values()) for resource, users in crossing.items() if users}
-        filled = min((room[resource] / units for resource, units in wanted.items()), default=math.inf)
+    while left:
+        filled = min([room[resource] / units for resource, units in wanted.items()], default=math.inf)
+        lowest = demands[capped[-1]].ceiling / demands[capped[-1]].weight if capped else math.inf
         # Levels never fall; the bound keeps rounding from making one do so, or reach 0.
-        level = max(level, min(filled, demands[capped[-1]].ceiling / demands[capped[-1]].weight))
-        full = [r for r, units in wanted.items() if room[r] <= units * level * _ROUNDING]
-        stopping = {i: r for r in full for i in crossing[r]}
+        level = max(level, min(filled, lowest))
+        full = {r for r, units in wanted.items() if room[r] <= units * level * _ROUNDING}
+        stopping = {i: max(full & routes[i], key=rank.__getitem__) for i in left if not full.isdisjoint(routes[i])}
         while capped and demands[capped[-1]].ceiling <= demands[capped[-1]].weight * level * _ROUNDING:
             stopping.setdefault(capped.pop(), CEILING)
+        for i, limit in stopping.items():
+            limits[i], rates[i] = limit, min(demands[i].ceiling, demands[i].weight * level)
+        left = [i for i in left if i not in stopping]
+        if not left:
+            break
         for i in sorted(stopping):
-            limits[i] = stopping[i]
-            rates[i] = min(demands[i].ceiling, demands[i].weight * level)
             for resource, cost in demands[i].costs:
-                del crossing[resource][i]
                 room[resource] -= demands[i].flows * cost * rates[i]
         capped = [i for i in capped if i not in stopping]
+        wanted = _wanted(demands, left)
     return rates, limits
 
 
-def _crossing(demands: Sequence[Demand]) -> dict[int, dict[int, float]]:
-    """Return, by resource, the demands on it and the units they take per unit of level."""
-    crossing: dict[int, dict[int, float]] = {}
-    for i, demand in enumerate(demands):
-        for resource, cost in demand.costs:
-            crossing.setdefault(resource, {})[i] = demand.flows * demand.weight * cost
-    return crossing
+def _wanted(demands: Sequence[Demand], left: Iterable[int]) -> dict[int, float]:
+    """Return, by resource, the units that those left take per unit of level."""
+    wanted: dict[int, float] = {}
+    for i in left:
+        costs, weight, _, flows = demands[i]
+        for resource, cost in costs:
+            wanted[resource] = wanted.get(resource, 0.0) + flows * weight * cost
+    return wanted

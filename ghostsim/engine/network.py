@@ -12,11 +12,12 @@ SIGCOMM 1989), and the network solves for the rates of classes, not of flows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import itemgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import simpy
 
@@ -29,11 +30,18 @@ Share: TypeAlias = tuple[float, int]
 """A rate in bytes/ps, and the resource (by index) or `CEILING` that holds it there."""
 _NONE: Share = (0.0, CEILING)
 _ClassKey: TypeAlias = tuple[Route, float, float | None, tuple["Resource", ...]]
-_StateKey: TypeAlias = tuple[tuple[int, int], ...]
+_Counts: TypeAlias = tuple[tuple["FlowClass", int], ...]
+"""Classes in the order of their index, with the flows of each."""
 
 _MOST_STATES = 2**15
 _MOST_ROUNDS = 8
+_TIGHTER = 1 + 1e-9
+"""A resource that is busier than another by this factor fills first, whatever the rounding."""
 _NUMBER = itemgetter(1)
+
+
+def _index(entry: tuple[FlowClass, int]) -> int:
+    return entry[0].index
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +81,8 @@ class FlowClass:
     changed_ps, shares
         When the rate changed, and to what: a share is a rate and the resource or `CEILING` that held it there. Shares
         are few and shared with the memo of the network, so that a change takes two pointers.
+    mixed
+        Resources of the route that have a `mix`, the units of each that one byte costs, and whether it is written.
     rate
         Present rate of one flow, bytes/ps; 0 while there is none.
     served
@@ -89,6 +99,7 @@ class FlowClass:
         "costs",
         "finish_ps",
         "index",
+        "mixed",
         "rate",
         "route",
         "served",
@@ -110,6 +121,7 @@ class FlowClass:
         self.weight = weight
         self.ceiling = ceiling
         self.writes = writes
+        self.mixed = tuple((resource, cost, resource in writes) for resource, cost in route if resource.mix)
         rates = [(resource.at(float(resource in writes)) / cost, resource.index) for resource, cost in route]
         self.solo_rate, self.solo_limit = min(rates if ceiling is None else [*rates, (ceiling, CEILING)])
         self.changed_ps: list[int] = []
@@ -119,11 +131,6 @@ class FlowClass:
         self.since_ps = 0
         self.rate = 0.0
         self.finish_ps = NEVER
-
-    def demand(self, count: int) -> Demand:
-        """Return what `count` flows of the class ask for, in bytes/ps."""
-        ceiling = math.inf if self.ceiling is None else self.ceiling / PS_PER_S
-        return Demand(self.costs, self.weight, ceiling, count)
 
     def push(self, flow: Flow, now: int) -> None:
         """Add a flow; if its class was idle it stands still until the rates are solved."""
@@ -144,10 +151,14 @@ class FlowClass:
             self.served, self.since_ps, self.finish_ps = 0.0, now, NEVER
         return due
 
-    def change_rate(self, share: Share, now: int) -> None:
-        """Let every flow have a share from now on, of rate 0 if there is none."""
+    def note(self, share: Share, now: int) -> None:
+        """Remember what share every flow has from now on."""
         self.changed_ps.append(now)
         self.shares.append(share)
+
+    def change_rate(self, share: Share, now: int) -> None:
+        """Let every flow have a share from now on, of rate 0 if there is none."""
+        self.note(share, now)
         rate = share[0]
         self.served += self.rate * (now - self.since_ps)
         self.since_ps = now
@@ -158,15 +169,21 @@ class FlowClass:
             self.finish_ps = now + math.ceil(left_ps) if left_ps > 0 else now
 
 
-@dataclass(slots=True, eq=False)
-class Flow:
-    """Bytes on their way; `start_ps` is when the first byte left, after the delay."""
+class Flow(simpy.Event):
+    """Bytes on their way; as an event, the moment `start_ps` at which the first of them leaves."""
 
-    number: int
-    flow_class: FlowClass
-    nbytes: int
-    on_finish: Callable[[], object]
-    start_ps: int = 0
+    def __init__(
+        self, env: simpy.Environment, number: int, flow_class: FlowClass, nbytes: int, on_finish: Callable[[], object]
+    ) -> None:
+        self.env = env
+        self.callbacks = []
+        self._ok = True
+        self._value = None
+        self.number = number
+        self.flow_class = flow_class
+        self.nbytes = nbytes
+        self.on_finish = on_finish
+        self.start_ps = 0
 
 
 class Probe:
@@ -185,21 +202,39 @@ class Probe:
         """See a flow whose last byte has arrived, before its callback."""
 
 
-class _State:
+class State:
     """How many flows of each class there are, the rates that follow, and the neighbouring states."""
 
     __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "notes", "shares", "used", "writes")
 
-    def __init__(self, counts: Sequence[tuple[FlowClass, int]]) -> None:
+    def __init__(self, counts: _Counts) -> None:
         self.counts = counts
         self.classes = [flow_class for flow_class, _ in counts]
         self.writes = any(flow_class.writes for flow_class in self.classes)
-        self.changes: dict[_State, list[tuple[FlowClass, Share]]] = {}
-        self.after_start: dict[FlowClass, _State] = {}
-        self.after_finish: dict[FlowClass, _State] = {}
+        self.changes: dict[State, list[tuple[FlowClass, Share]]] = {}
+        self.after_start: dict[FlowClass, State] = {}
+        self.after_finish: dict[FlowClass, State] = {}
         self.shares: dict[FlowClass, Share] | None = None
         self.used: tuple[float, ...] | None = None
         self.notes: dict[object, int] = {}
+
+
+class Moment(NamedTuple):
+    """An instant at which the rates changed, and the state from then on."""
+
+    ps: int
+    state: State
+
+
+class _Mixed(NamedTuple):
+    """What a resource can do at a share of writes, and what it has to, in units/s."""
+
+    capacity: float
+    asked: float
+
+    def matters_not(self, before: float) -> bool:
+        """Say whether rates found with a capacity of `before` stand: it is the same, or neither is ever reached."""
+        return self.capacity == before or self.asked * _TIGHTER < min(self.capacity, before)
 
 
 class Network:
@@ -211,6 +246,8 @@ class Network:
         Factors on the capacities of resources by name, for what-if questions.
     probes, meters
         Watchers of flows and rates, and of rates alone; empty lists cost nothing.
+    moments
+        What the network did, if somebody set an empty list.
     flows_started, solves, fills
         Flows so far; instants at which rates were looked up; look-ups that had to be computed.
     """
@@ -221,15 +258,19 @@ class Network:
         self.probes: list[Probe] = []
         self.meters: list[Probe] = []
         self.resources: dict[str, Resource] = {}
+        self.moments: list[Moment] | None = None
         self.flows_started = 0
         self.solves = 0
         self.fills = 0
         self._classes: dict[_ClassKey, FlowClass] = {}
-        self._states: dict[_StateKey, _State] = {}
-        self._state = self._solved = _State([])
+        self._states: dict[_Counts, State] = {}
+        self._state = self._solved = State(())
         self._armed_ps = NEVER
         self._settling = False
+        self._tighter: dict[int, set[int]] = {}
+        self._limiting: dict[FlowClass, tuple[tuple[int, float], ...]] = {}
         self._nominal: list[float] = []
+        self._per_ps: list[float] = []
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
         """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
@@ -247,6 +288,7 @@ class Network:
         scaled = mix if mix is None or factor == 1 else lambda share: factor * mix(share)
         self.resources[name] = Resource(name, factor * capacity, len(self.resources), scaled)
         self._nominal.append(factor * capacity)
+        self._per_ps.append(factor * capacity / PS_PER_S)
         return self.resources[name]
 
     def flow_class(
@@ -285,6 +327,7 @@ class Network:
         if key not in self._classes:
             _check_class(*key[:3])
             self._classes[key] = FlowClass(len(self._classes), *key)
+            self._compare(paid)
         return self._classes[key]
 
     def start(self, flow_class: FlowClass, nbytes: int, on_finish: Callable[[], object], delay_ps: int = 0) -> None:
@@ -295,11 +338,12 @@ class Network:
         if nbytes < 0 or delay_ps < 0:
             raise ValueError(f"found a flow of {nbytes} B after {delay_ps} ps, expected neither below 0")
         self.flows_started += 1
-        flow = Flow(self.flows_started, flow_class, int(nbytes), on_finish)
-        if not flow.nbytes:
+        flow = Flow(self.env, self.flows_started, flow_class, int(nbytes), on_finish)
+        if not nbytes:
             Call(self.env, lambda _: self._skip(flow), int(delay_ps))
         elif delay_ps:
-            Call(self.env, lambda _: self._begin_late(flow), int(delay_ps))
+            flow.callbacks.append(self._begin_late)
+            self.env.schedule(flow, delay=int(delay_ps))
         else:
             self._begin(flow)
             if not self._settling:
@@ -318,13 +362,41 @@ class Network:
 
     def used(self, resource: Resource) -> float:
         """Return the units per second of `resource` in use since the rates last changed."""
-        used = self._usage(self._solved)
+        used = self._solved.used or self._usage(self._solved)
         return used[resource.index] if resource.index < len(used) else 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no flow is on its way; some may wait for their first byte."""
+        return not self._state.counts
+
+    @property
+    def solved(self) -> State:
+        """The state that the present rates follow from; it may be about to change at this instant."""
+        return self._solved
 
     @property
     def notes(self) -> dict[object, int]:
         """A place for what follows from the present use of resources alone; it comes back with the same flows."""
         return self._solved.notes
+
+    def repeat(self, moments: Iterable[Moment], shift_ps: int, flows: int) -> None:
+        """Let an idle network have done once more, up to now, what it did in `moments` that are `shift_ps` older.
+
+        Watchers of rates see it, watchers of flows do not. Rates are settled at the end of this instant.
+        """
+        before = self._solved
+        for then, state in moments:
+            for flow_class, share in before.changes.get(state) or self._changes(before, state):
+                flow_class.note(share, then + shift_ps)
+            for meter in self.meters:
+                meter.on_rates(then + shift_ps, state.used or self._usage(state))
+            before = state
+        self._solved = before
+        self.flows_started += flows
+        if not self._settling:
+            self._settling = True
+            Call(self.env, self._settle, 0, LAST)
 
     def _skip(self, flow: Flow) -> None:
         flow.start_ps = now = int(self.env.now)
@@ -342,7 +414,8 @@ class Network:
         for probe in self.probes:
             probe.on_start(now, flow)
 
-    def _begin_late(self, flow: Flow) -> None:
+    def _begin_late(self, flow: simpy.Event) -> None:
+        assert isinstance(flow, Flow)
         self._begin(flow)
         if not self._settling:
             self._settle_soon(flow.start_ps)
@@ -388,10 +461,14 @@ class Network:
         state, before = self._state, self._solved
         if state is not before:
             self._solved = state
+            if self.moments is not None:
+                self.moments.append(Moment(now, state))
             changes = before.changes.get(state)
             for flow_class, share in self._changes(before, state) if changes is None else changes:
                 flow_class.change_rate(share, now)
-            for probe in (*self.meters, *self.probes):
+            for meter in self.meters:
+                meter.on_rates(now, state.used or self._usage(state))
+            for probe in self.probes:
                 probe.on_rates(now, state.used or self._usage(state))
         next_ps = NEVER
         for flow_class in state.classes:
@@ -401,18 +478,19 @@ class Network:
             self._armed_ps = next_ps
             Call(self.env, self._end_due, next_ps - now)
 
-    def _neighbour(self, known: dict[FlowClass, _State], flow_class: FlowClass, change: int) -> _State:
+    def _neighbour(self, known: dict[FlowClass, State], flow_class: FlowClass, change: int) -> State:
         """Find the state that differs from the present one by one flow, and remember the way to it."""
-        counts = {cls.index: (cls, count) for cls, count in self._state.counts}
-        counts[flow_class.index] = (flow_class, counts.get(flow_class.index, (flow_class, 0))[1] + change)
-        present = [counts[index] for index in sorted(counts) if counts[index][1]]
-        key = tuple((cls.index, count) for cls, count in present)
-        if key not in self._states:
+        counts = self._state.counts
+        at = bisect_left(counts, flow_class.index, key=_index)
+        here = counts[at : at + 1] if counts[at : at + 1] and counts[at][0] is flow_class else ()
+        count = (here[0][1] if here else 0) + change
+        there = (*counts[:at], *(((flow_class, count),) if count else ()), *counts[at + len(here) :])
+        if there not in self._states:
             if len(self._states) >= _MOST_STATES:
                 self._forget_states()
-            self._states[key] = _State(present)
-        known[flow_class] = self._states[key]
-        return self._states[key]
+            self._states[there] = State(there)
+        known[flow_class] = self._states[there]
+        return self._states[there]
 
     def _forget_states(self) -> None:
         for state in self._states.values():
@@ -421,7 +499,7 @@ class Network:
             state.changes.clear()
         self._states.clear()
 
-    def _changes(self, before: _State, after: _State) -> list[tuple[FlowClass, Share]]:
+    def _changes(self, before: State, after: State) -> list[tuple[FlowClass, Share]]:
         """Return the classes whose rate differs between two states, with the new share, and remember them."""
         old, new = self._shares(before), self._shares(after)
         gone = [(cls, _NONE) for cls in old if cls not in new]
@@ -429,53 +507,71 @@ class Network:
         before.changes[after] = gone + changed
         return before.changes[after]
 
-    def _shares(self, state: _State) -> dict[FlowClass, Share]:
+    def _shares(self, state: State) -> dict[FlowClass, Share]:
         if state.shares is None:
             self.fills += 1
             state.shares = self._fill(state)
         return state.shares
 
-    def _fill(self, state: _State) -> dict[FlowClass, Share]:
+    def _fill(self, state: State) -> dict[FlowClass, Share]:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
-        demands = [cls.demand(count) for cls, count in state.counts]
-        rates: list[float] = []
-        limits: list[int] = []
-        before: list[float] | None = None
-        for _ in range(_MOST_ROUNDS):
-            capacities = self._capacities(state, rates)
-            if capacities == before:
+        demands = [self._demand(cls, count) for cls, count in state.counts]
+        able, rates, limits = self._nominal, *fill(demands, self._per_ps)
+        for _ in range(_MOST_ROUNDS - 1 if state.writes else 0):
+            mixes = self._mixes(state, rates)
+            if all(each.matters_not(able[index]) for index, each in mixes.items()):
                 break
-            before = capacities
-            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in capacities])
+            able = self._nominal.copy()
+            for index, each in mixes.items():
+                able[index] = each.capacity
+            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in able])
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
-    def _capacities(self, state: _State, rates: Sequence[float]) -> list[float]:
-        """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
-        if not state.writes:
-            return self._nominal
-        reads_and_writes: dict[Resource, list[float]] = {}
-        for (cls, count), rate in zip(state.counts, rates, strict=False):
-            for resource, cost in cls.route:
-                if resource.mix:
-                    reads_and_writes.setdefault(resource, [0.0, 0.0])[resource in cls.writes] += count * rate * cost
-        capacities = list(self._nominal)
-        for resource, (reads, writes) in reads_and_writes.items():
-            capacities[resource.index] = resource.at(writes / (reads + writes))
-        return capacities
+    def _demand(self, flow_class: FlowClass, count: int) -> Demand:
+        """Return what some flows ask for, in bytes/ps, of the resources that can limit them."""
+        costs = self._limiting.get(flow_class)
+        if costs is None:
+            limiting = [cost for cost in flow_class.costs if not self._tighter.get(cost[0])]
+            costs = self._limiting[flow_class] = tuple(limiting)
+        ceiling = math.inf if flow_class.ceiling is None else flow_class.ceiling / PS_PER_S
+        return Demand(costs, flow_class.weight, ceiling, count)
 
-    def _usage(self, state: _State) -> tuple[float, ...]:
+    def _compare(self, route: Route) -> None:
+        """Keep, for each resource, those that fill before it whatever crosses it; with one, it never limits."""
+        needs = [(resource.index, cost / resource.capacity) for resource, cost in route if not resource.mix]
+        for index, need in needs:
+            tighter = {other for other, more in needs if more > need * _TIGHTER}
+            self._tighter[index] = tighter & self._tighter.get(index, tighter)
+        self._limiting.clear()
+
+    def _mixes(self, state: State, rates: Sequence[float]) -> dict[int, _Mixed]:
+        """Return what resources with a mix can do and have to, by index, at the shares of writes in `rates`."""
+        if not state.writes:
+            return {}
+        reads_and_writes: dict[Resource, list[float]] = {}
+        for (cls, count), rate in zip(state.counts, rates, strict=True):
+            for resource, cost, written in cls.mixed:
+                reads_and_writes.setdefault(resource, [0.0, 0.0])[written] += count * rate * cost
+        return {
+            each.index: _Mixed(each.at(writes / (reads + writes)), (reads + writes) * PS_PER_S)
+            for each, (reads, writes) in reads_and_writes.items()
+        }
+
+    def _usage(self, state: State) -> tuple[float, ...]:
         if state.used is None:
-            used = [0.0] * len(self.resources)
             shares = self._shares(state)
+            units: dict[int, float] = {}
             for flow_class, count in state.counts:
-                for resource, cost in flow_class.route:
-                    used[resource.index] += count * shares[flow_class][0] * cost * PS_PER_S
-            able = self._capacities(state, [rate for rate, _ in shares.values()])
-            # Rounding, and the last round of a mix, must not make a full resource busier than full.
-            state.used = tuple(
-                resource.capacity * min(1.0, units / capacity)
-                for resource, units, capacity in zip(self.resources.values(), used, able, strict=True)
-            )
+                rate = count * shares[flow_class][0]
+                for index, cost in flow_class.costs:
+                    units[index] = units.get(index, 0.0) + rate * cost * PS_PER_S
+            mixes = self._mixes(state, [rate for rate, _ in shares.values()])
+            used = [0.0] * len(self.resources)
+            for index, taken in units.items():
+                # Rounding, and the last round of a mix, must not make a full resource busier than full.
+                able = mixes[index].capacity if index in mixes else self._nominal[index]
+                used[index] = self._nominal[index] * min(1.0, taken / able)
+            state.used = tuple(used)
         return state.used
 
 

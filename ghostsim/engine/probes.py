@@ -28,14 +28,16 @@ class UtilisationProbe(Probe):
         self._bin_ps = bin_ps or _ONE_BIN_PS
         self._most_bins = most_bins
         self._start_ps = int(network.env.now)
-        self._log: list[tuple[int, Sequence[float]]] = [(self._start_ps, ())]
+        self._times_ps = [self._start_ps]
+        self._uses: list[Sequence[float]] = [()]
         self._sums: NDArray[np.float64] = np.zeros((0, 0))
         network.meters.append(self)
 
     def on_rates(self, now_ps: int, used: Sequence[float]) -> None:
         """Note the rates that hold from now on."""
-        self._log.append((now_ps, used))
-        if len(self._log) > _LOG_LENGTH:
+        self._times_ps.append(now_ps)
+        self._uses.append(used)
+        if len(self._uses) > _LOG_LENGTH:
             self._sum_log()
 
     def bins(self) -> NDArray[np.float64]:
@@ -43,7 +45,8 @@ class UtilisationProbe(Probe):
 
         Without `bin_ps` there is one bin. Bins count from time 0; the last one may be unfinished.
         """
-        self._log.append((int(self._network.env.now), self._log[-1][1]))
+        self._times_ps.append(int(self._network.env.now))
+        self._uses.append(self._uses[-1])
         self._sum_log()
         return self._sums.T.copy()
 
@@ -67,9 +70,9 @@ class UtilisationProbe(Probe):
         }
 
     def _sum_log(self) -> None:
-        log, self._log = self._log, self._log[-1:]
-        times = np.array([now for now, _ in log])
-        state, use = _table([used for _, used in log[:-1]], len(self._network.resources))
+        times = np.array(self._times_ps)
+        state, use = _table(self._uses[:-1], len(self._network.resources))
+        self._times_ps, self._uses = self._times_ps[-1:], self._uses[-1:]
         self._widen(int(times[-1]))
         entry, column, elapsed_ps = _cut(times[:-1], times[1:], self._bin_ps)
         self._grow(-(-int(times[-1]) // self._bin_ps), use.shape[1])
@@ -91,12 +94,13 @@ class UtilisationProbe(Probe):
 
 def _table(log: Sequence[Sequence[float]], width: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the row of each entry and the rows: one for each state, whose use is one object."""
-    states = {id(used): used for used in log}
+    keys = list(map(id, log))
+    states = dict(zip(keys, log, strict=True))
     row = {key: i for i, key in enumerate(states)}
     table = np.zeros((len(states), width))
     for key, used in states.items():
         table[row[key], : len(used)] = used
-    return np.array([row[id(used)] for used in log], dtype=np.int64), table
+    return np.array([row[key] for key in keys], dtype=np.int64), table
 
 
 def _cut(

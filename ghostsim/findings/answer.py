@@ -71,6 +71,17 @@ class Answer:
     tables: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]
 
     @property
+    def headline(self) -> str:
+        """The first sentence of the verdict."""
+        first, dot, _ = self.verdict.partition(". ")
+        return first + dot.strip()
+
+    @property
+    def reasons(self) -> str:
+        """The rest of the verdict."""
+        return self.verdict[len(self.headline) :].strip()
+
+    @property
     def points(self) -> int:
         """Points that were simulated or evaluated for it."""
         return sum(each.points for each in self.evidence)

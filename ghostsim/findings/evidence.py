@@ -73,7 +73,7 @@ def gather(name: str, asked: Evidence, beside: Path, jobs: int, say: Progress) -
     if asked.kind == "perplexity" and importlib.util.find_spec("torch") is None:
         return _recorded(name, asked, beside)
     way = _WAYS[asked.kind](asked, beside, jobs, lambda text: say(f"{asked.kind} {asked.subject}: {text}"))
-    key = {"kind": asked.kind, "depends": dict(way.depends), "code": code()}
+    key = {"kind": asked.kind, "depends": dict(way.depends), "code": code(pages=True)}
     known = cache.entry(_KIND, key)
     if known is None or not (known / DATA).is_file():
         cache.discard(_KIND, key)
@@ -264,6 +264,8 @@ def _frontier(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
 
 
 def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Way:
+    from ghostsim.trace.format import file_sha256  # noqa: PLC0415
+
     model, text = _there(asked.subject, beside), _there(str(asked.text), beside)
     loaded = [load_policy(_named("policy", name, beside)) for name in asked.policies]
 
@@ -278,7 +280,7 @@ def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Wa
         return _found(figures(perplexity(decode, say)), len(policies))
 
     sizes = {"prompt": asked.prompt, "steps": asked.steps, "facts": asked.facts}
-    content = {"model": cache.digest(str(model)), "text": text.read_text(encoding="utf-8")}
+    content = {"model": cache.digest(str(model)), "text": file_sha256(text)}
     return _Way(_perplexity_command(asked), sizes | content | {"policies": [each.document for each in loaded]}, build)
 
 

@@ -46,6 +46,7 @@ def _render(found: Answer, pages: Mapping[str, str]) -> str:
         "directory",
         [("Figures", figures)] if figures else [],
         title=found.finding.title,
+        heading=found.headline,
         found=found,
         claims=_claims(found.claims),
         evidence=[(each, pages.get(each.name)) for each in found.evidence],
@@ -131,7 +132,9 @@ def _numbers(drawn: Drawn) -> Table:
 def write_index(answers: Sequence[Answer], folder: Path) -> None:
     """Write the page that lists the verdicts."""
     counts = {each.name: _count(each) for each in answers}
-    page = whole_page("findings.html.j2", "directory", [], title="Findings", answers=answers, counts=counts)
+    page = whole_page(
+        "findings.html.j2", "directory", [], title="Findings", heading="Findings", findings=answers, counts=counts
+    )
     write_text(folder / _INDEX, page)
 
 
@@ -153,6 +156,7 @@ def _data(found: Answer) -> dict[str, Any]:
     return {
         "title": found.finding.title,
         "question": found.finding.question,
+        "headline": found.headline,
         "verdict": found.verdict,
         "points": found.points,
         "claims": {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
@@ -60,17 +59,19 @@ class _Book:
 
     def __init__(self, plan: Plan, bound: Sequence[Bound], times: Times, names: Sequence[str], spent: _Booked) -> None:
         self.lanes, self.names, self.spent = [row.lane for row in bound], names, spent
-        self.times, self.width = times, len(plan.names)
+        self.width, self.classes = len(plan.names), times.classes
+        columns = (times.start, times.wait, times.delay, times.service, times.finish)
+        self.start, self.wait, self.delay, self.service, self.finish = (column.tolist() for column in columns)
 
     def segment(self, piece: Segment) -> None:
         """Divide a segment into wait, delay, service and lost bandwidth."""
         if piece.row < 0:
             self.add("idle", "latency", piece.until - piece.begin)
             return
-        row, times, lane = piece.row, self.times, self.lanes[piece.row % self.width]
-        granted = int(times.start[row] + times.wait[row])
-        flows_from = granted + int(times.delay[row])
-        flow_class = times.classes[row]
+        row, lane = piece.row, self.lanes[piece.row % self.width]
+        granted = self.start[row] + self.wait[row]
+        flows_from = granted + self.delay[row]
+        flow_class = self.classes[row]
         waited, delayed, flowing = _cut(piece, granted, flows_from)
         self.add(lane, "latency", delayed)
         if flow_class is None:
@@ -78,8 +79,8 @@ class _Book:
             return
         alone = self.name(flow_class.solo_limit, lane)
         self.add(alone, "queue", waited)
-        whole = int(times.finish[row]) - flows_from
-        served = flowing if not whole else min(flowing, int(times.service[row]) * flowing / whole)
+        whole = self.finish[row] - flows_from
+        served = flowing if not whole else min(flowing, self.service[row] * flowing / whole)
         self.add(alone, "service", served)
         self.lost(flow_class, max(flows_from, piece.begin), piece.until, flowing - served, lane)
 
@@ -102,9 +103,9 @@ class _Book:
 
 def _cut(piece: Segment, granted: int, flows_from: int) -> tuple[int, int, int]:
     """Return how much of a segment lies before the grant, between grant and flow, and in the flow."""
-    edges = [piece.begin, *(min(max(edge, piece.begin), piece.until) for edge in (granted, flows_from)), piece.until]
-    waited, delayed, flowing = (late - early for early, late in pairwise(edges))
-    return waited, delayed, flowing
+    granted = min(max(granted, piece.begin), piece.until)
+    flows_from = min(max(flows_from, piece.begin), piece.until)
+    return granted - piece.begin, flows_from - granted, piece.until - flows_from
 
 
 def _held_down(flow_class: FlowClass, begin: int, until: int) -> Mapping[int, float]:

@@ -18,11 +18,13 @@ from ghostsim.metrics.attribution import Spent, by_resource
 from ghostsim.metrics.energy import Activity, energy_mj_per_token
 from ghostsim.metrics.lifecycle import lifecycle_metrics
 from ghostsim.metrics.prefetch import prefetch_metrics
+from ghostsim.metrics.prefill import prefill_metrics
 from ghostsim.metrics.quality import quality, step_quality, step_state
 from ghostsim.metrics.viability import viability
 from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.executor import Times
-from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, Plan
+from ghostsim.pipeline.settling import Settled
+from ghostsim.plan.plan import CAUSE_OF, CAUSES, OPS, ROLES, Plan
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.prefetch import Ahead
 
@@ -55,6 +57,8 @@ class Record:
     """Names of the resources of the network, by index."""
     series: Mapping[str, Sequence[float]] = field(repr=False)
     """Utilisation of each resource in bins of `bin_ps`."""
+    settled: Settled
+    """How its prompts settled before step 0."""
 
     @cached_property
     def paths(self) -> critical_path.Paths:
@@ -127,6 +131,7 @@ def run_metrics(record: Record) -> dict[str, Any]:
         "waits_ms": record.waits_ms,
         "viability": viable and viable.as_json(),
         "lifecycle": lifecycle_metrics(record.plan, record.times),
+        "prefill": prefill_metrics(record.settled),
         "prefetch": record.ahead and prefetch_metrics(record.plan, record.times, record.ahead),
         "quality": found,
         "energy_mj_per_token": _energy(record, bytes_moved, float(durations.sum()) / 1000),
@@ -147,11 +152,32 @@ def activity(record: Record, bytes_moved: Bytes, elapsed_s: float) -> Activity:
     return Activity(
         moved={place: int(sum(per_step.sum() for per_step in each.values())) for place, each in bytes_moved.items()},
         attended=int(sum(bytes_moved[tier]["kv"].sum() for tier in away)),
+        copied=copied(plan, record.bound),
+        bounced=sum(_row_bytes(plan, i) for i in _bounced(plan, record.bound)),
         tensor_flops=sum(flops for op, flops in by_op.items() if op not in ("scan", "filter")),
         utilisation=record.utilisation,
         simulated_s=int(record.times.finish.max()) / PS_PER_S,
         elapsed_s=elapsed_s,
     )
+
+
+def copied(plan: Plan, bound: Sequence[Bound]) -> dict[str, int]:
+    """Return the bytes that staged copies wrote to and read from the memory of each host."""
+    found: dict[str, int] = {}
+    for i, row in enumerate(bound):
+        for host, times in row.copies:
+            found[host] = found.get(host, 0) + round(times * _row_bytes(plan, i))
+    return found
+
+
+def _bounced(plan: Plan, bound: Sequence[Bound]) -> list[int]:
+    """Return the rows of the program whose bytes a drive brings to the memory of a host."""
+    return [i for i, row in enumerate(bound) if row.copies and plan.tiers[ROLES[int(plan.role[i])]] == "ssd"]
+
+
+def _row_bytes(plan: Plan, i: int) -> int:
+    """Return the bytes of a row of the program over the whole run."""
+    return int(plan.nbytes[i :: len(plan.names)].sum())
 
 
 def step_rows(record: Record) -> list[dict[str, Any]]:

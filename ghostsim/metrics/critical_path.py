@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ def step_ends(plan: Plan, times: Times) -> NDArray[np.int64]:
     return times.finish[width * plan.layers - 1 :: width * plan.layers]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a step that it spent on `row`: from `begin` to `until`, ps."""
 
     row: int
@@ -76,34 +74,34 @@ def attribute(plan: Plan, times: Times, paths: Paths | None = None) -> NDArray[n
     """
     kinds = [_kind(plan, i) for i in range(len(plan.names))]
     columns = (times.start.tolist(), times.delay.tolist(), times.service.tolist())
-    spent = np.zeros((plan.steps, len(CAUSES)), np.int64)
+    spent = [dict.fromkeys(CAUSES, 0) for _ in range(plan.steps)]
     for step, path in enumerate(segments(plan, times) if paths is None else paths):
         for piece in path:
             _book(spent[step], piece, kinds, columns)
-    return spent
+    return np.array([list(causes.values()) for causes in spent], np.int64)
 
 
 def _book(
-    spent: NDArray[np.int64], piece: Segment, kinds: Sequence[tuple[str, bool]], columns: Sequence[list[int]]
+    spent: dict[str, int], piece: Segment, kinds: Sequence[tuple[str, bool]], columns: Sequence[list[int]]
 ) -> None:
     if piece.row < 0:
-        spent[CAUSES.index("other")] += piece.until - piece.begin
+        spent["other"] += piece.until - piece.begin
         return
     start, delay, service = (column[piece.row] for column in columns)
     flowing = piece.until - max(piece.begin, min(piece.until, start + delay))
     _charge(spent, kinds[piece.row % len(kinds)], piece.until - piece.begin - flowing, flowing, service)
 
 
-def _charge(spent: NDArray[np.int64], kind: tuple[str, bool], delay: int, flowing: int, service: int) -> None:
+def _charge(spent: dict[str, int], kind: tuple[str, bool], delay: int, flowing: int, service: int) -> None:
     """Book the delay and the flowing time of one row; only a fetch tells queueing from service."""
     cause, kernel = kind
     if cause == "fetch":
         served = min(flowing, service)
-        spent[CAUSES.index("fetch_service")] += delay + served
-        spent[CAUSES.index("fetch_queue")] += flowing - served
+        spent["fetch_service"] += delay + served
+        spent["fetch_queue"] += flowing - served
         return
-    spent[CAUSES.index("launch" if kernel else cause)] += delay
-    spent[CAUSES.index(cause)] += flowing
+    spent["launch" if kernel else cause] += delay
+    spent[cause] += flowing
 
 
 def _kind(plan: Plan, i: int) -> tuple[str, bool]:

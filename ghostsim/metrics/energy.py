@@ -28,6 +28,10 @@ class Activity:
         Bytes over the whole run by tier and by link.
     attended
         Bytes of KV, over the whole run, that the GPU attended to from other tiers than its own.
+    copied
+        Bytes that staged copies wrote to and read from the memory of a host, by host.
+    bounced
+        Bytes that drives brought to the memory of a host, not of the GPU.
     tensor_flops
         Operations of the tensor cores.
     utilisation
@@ -38,6 +42,8 @@ class Activity:
 
     moved: Mapping[str, int]
     attended: int = 0
+    copied: Mapping[str, int] = field(default_factory=dict)
+    bounced: int = 0
     tensor_flops: int = 0
     utilisation: Mapping[str, float] = field(default_factory=dict)
     simulated_s: float = 0.0
@@ -66,8 +72,9 @@ def energy_pj(platform: Platform, did: Activity) -> dict[str, float]:
     -------
     mapping
         Tiers and links by their name: bits. `GPU.tensor`, `GPU.vector`: operations. `GPU.onchip`: bits from memory
-        ports to SMs. `GPU.copy`: bits of the copy engines. `DEVICE.filter`: multiply-accumulates. `UPMEM.dpus`,
-        `DRIVE.active`: busy time. `DEVICE.static`: elapsed time. What a part states no energy for is absent.
+        ports to SMs. `GPU.copy`: bits of the copy engines. `HOST.staged`: bits that staged copies write and read.
+        `DEVICE.filter`: multiply-accumulates. `UPMEM.dpus`, `DRIVE.active`: busy time. `DEVICE.static`: elapsed time.
+        What a part states no energy for is absent.
     """
     spent: dict[str, float] = {}
     for name, amount, price in _components(platform, did):
@@ -96,7 +103,7 @@ def _components(platform: Platform, did: Activity) -> Iterator[_Component]:
     gpu = platform.devices[gpu_name]
     assert isinstance(gpu, Gpu)  # the platform's validator has seen to it
     copied = did.busy_s(f"{gpu_name}.copy") * gpu.copy_engines.count * gpu.copy_engines.bandwidth
-    landed = copied + did.moved.get("ssd", 0)  # copies and drives end in HBM, or begin there
+    landed = copied + did.moved.get("ssd", 0) - did.bounced  # copies and drives end in HBM, or begin there
     for tier, names in platform.tiers.items():
         nbytes = did.moved.get(tier, 0) + (landed if tier == "hbm" else 0)
         yield from _media(platform, tier, names, nbytes)
@@ -104,6 +111,8 @@ def _components(platform: Platform, did: Activity) -> Iterator[_Component]:
         yield name, 8.0 * did.moved.get(name, 0), link.energy
     yield from _gpu(gpu_name, gpu, did)
     yield f"{gpu_name}.copy", 8 * copied, gpu.copy_engines.energy
+    for name, nbytes in did.copied.items():
+        yield f"{name}.staged", 8.0 * nbytes, media_energy(platform.devices[name])
     for name, part in platform.devices.items():
         yield from _device(name, part, did)
 

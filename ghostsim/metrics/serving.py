@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ghostsim.config.serving import Slo
 from ghostsim.engine.clock import PS_PER_MS, PS_PER_S
 from ghostsim.pipeline.serving import Job, Log, Server
+from ghostsim.pipeline.settling import Settling
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +37,7 @@ class Served:
     block_tokens: int
     keeps_nothing: bool
     """Whether a prefix cache was asked for that the policy does not allow."""
+    settling: Settling
 
 
 def ttft_ms(job: Job) -> float:
@@ -51,6 +53,23 @@ def tpot_ms(job: Job) -> float:
 def e2e_ms(job: Job) -> float:
     """Return the time from arrival to the last token."""
     return (job.finish_ps - job.arrival_ps) / PS_PER_MS
+
+
+def settle_ms(job: Job) -> float:
+    """Return the part of it in which the prompt was computed, but its KV and index not yet in their tiers."""
+    return (job.first_token_ps - job.prefilled_ps) / PS_PER_MS
+
+
+def settled_bytes(served: Served) -> dict[str, dict[str, int]]:
+    """Return what prompts left in each tier: cold KV and index records, of repeated attempts again."""
+    found: dict[str, dict[str, int]] = {}
+    for (begin, end), times in served.server.settled.items():
+        amount = served.settling.amount(end) - served.settling.amount(begin)
+        for tier, causes in served.settling.tier_bytes(amount).items():
+            own = found.setdefault(tier, dict.fromkeys(causes, 0))
+            for cause, nbytes in causes.items():
+                own[cause] += times * nbytes
+    return found
 
 
 def meets(job: Job, slo: Slo) -> bool:
@@ -111,8 +130,10 @@ def serving_metrics(served: Served) -> dict[str, Any]:
         "prefix": _prefix(served, done),
         "bulk_bytes": {
             tier: {direction: server.channels[tier, write].nbytes for direction, write in _DIRECTIONS}
-            for tier in dict.fromkeys(tier for tier, _ in server.channels)
+            for tier in (server.cache.below if server.cache else ())
         },
+        "settle_ms": spread(np.array([settle_ms(job) for job in done])),
+        "settled_bytes": settled_bytes(served),
         "kv_bytes_mean": _mean_sizes(served),
         "kv_capacity_bytes": dict(server.memory.capacity) | _room_below(served),
         "step_surface": dict(served.surface),

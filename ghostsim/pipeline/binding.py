@@ -37,8 +37,8 @@ class Binder:
     ) -> None:
         self.model, self.placement, self.batch = model, placement, batch
         self.gpu = machine.gpu
-        away = dict.fromkeys((placement.kv_tier, placement.archive, *((placement.index_tier,) if stages else ())))
-        sites = {tier: sites_of(machine, tier) for tier in away if tier != "hbm"}
+        tiers = (placement.kv_tier, placement.warm_tier, placement.archive, placement.index_tier if stages else "hbm")
+        sites = {tier: sites_of(machine, tier) for tier in dict.fromkeys(tiers) if tier != "hbm"}
         self.transfers = Transfers(machine, model, placement, sites)
         self.filtering = Filtering(machine, model, placement, stages, batch, self.transfers)
 

@@ -25,9 +25,11 @@ Maker = Callable[[Row], Job]
 class Bound:
     """A row of the program with its device.
 
-    `links` says which share of the row's bytes crosses each link; `lane` names where a timeline shows it.
+    `links` says which share of the row's bytes crosses each link; `lane` names where a timeline shows it. `copies`
+    says how often a byte of the row is written to or read from the memory of a host on its way.
     """
 
     make: Maker
     lane: str
     links: tuple[tuple[str, float], ...] = ()
+    copies: tuple[tuple[str, float], ...] = ()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run
 from ghostsim.devices.machine import Machine
-from ghostsim.engine.clock import CountingEnvironment
+from ghostsim.devices.units import tier_unit
+from ghostsim.engine.clock import PS_PER_US, CountingEnvironment
 from ghostsim.engine.network import Network
+from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
@@ -33,7 +35,17 @@ def placement_of(run: Run) -> Placement:
     """Return where the parts of a run's policy live."""
     by, behind = (run.ghostify.by, run.ghostify.behind) if run.ghostify else ("gpu", 0)
     return Placement(
-        run.kv_tier, run.index_tier, run.filter, run.fetch, run.chunks, run.result, run.archive_tier, by, behind
+        kv_tier=run.kv_tier,
+        index_tier=run.index_tier,
+        site=run.filter,
+        fetch=run.fetch,
+        chunks=run.chunks,
+        result=run.result,
+        archive_tier=run.archive_tier,
+        warm_tier=run.warm_tier,
+        unit_bytes=tier_unit(run.platform, run.kv_tier),
+        ghostify=by,
+        behind=behind,
     )
 
 
@@ -42,6 +54,15 @@ def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Mach
     env = CountingEnvironment()
     network = Network(env, scale)
     return Machine(env, network, run.platform), env, network
+
+
+def own_use(run: Run, probe: UtilisationProbe) -> dict[str, float]:
+    """Return the mean use of every resource without what other hosts of a pool take of an idle machine."""
+    _, env, network = machine_of(run)
+    idle = UtilisationProbe(network)
+    env.run(until=PS_PER_US)
+    others = idle.utilisation()
+    return {name: max(0.0, used - others[name]) for name, used in probe.utilisation().items()}
 
 
 def decode(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import simpy
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from ghostsim.devices.job import Part
 from ghostsim.devices.leg import Load, queueing_ps
-from ghostsim.engine.clock import PS_PER_S
+from ghostsim.engine.clock import PS_PER_S, Call
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
 from ghostsim.pipeline.bound import Bound, Row
+from ghostsim.pipeline.repeats import Layer, Repeats
 from ghostsim.plan.plan import Plan
 
 Ints = NDArray[np.int64]
@@ -48,15 +50,18 @@ class Executor:
     def __init__(self, env: simpy.Environment, network: Network, plan: Plan, bound: Sequence[Bound]) -> None:
         self.env, self.network, self.plan = env, network, plan
         self.makers = [row.make for row in bound]
-        self.rows = list(map(Row, *(c.tolist() for c in (plan.nbytes, plan.records, plan.runs, plan.flops))))
+        self.width = len(bound)
+        self.sizes = [column.tolist() for column in (plan.nbytes, plan.records, plan.runs, plan.flops)]
         self.waiting = np.diff(plan.offsets).tolist()
         self.successors = _successors(plan)
         rows = len(plan)
         self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
         self.classes: list[FlowClass | None] = [None] * rows
         self.ready: deque[int] = deque()
-        self.finished = 0
+        self.begun = self.finished = 0
         self.draining = False
+        # What others send, or want to see of every flow, does not repeat.
+        self.repeats = Repeats(network, plan) if env.peek() == math.inf and not network.probes else None
         self.done = simpy.Event(env)
 
     def run(self) -> Times:
@@ -86,30 +91,69 @@ class Executor:
         if self.draining:
             return
         self.draining = True
-        while self.ready:
+        while self.ready and not (self.begun == self.finished and self._repeats()):
             self._begin(self.ready.popleft())
         self.draining = False
 
+    def _repeats(self) -> bool:
+        """Between two layers, with nothing under way, begin one that has been before and tell so."""
+        row, now = self.finished, int(self.env.now)
+        if row % self.width or self.repeats is None:
+            return False
+        like = self.repeats.at_boundary(row, self.ready, now)
+        if like is None:
+            return False
+        self.ready.clear()
+        Call(self.env, lambda _: self._repeat(row, like), like.end_ps - like.begin_ps)
+        return True
+
+    def _repeat(self, row: int, like: Layer) -> None:
+        """End a layer that went as an earlier one did."""
+        until, old = row + self.width, slice(like.row, like.row + self.width)
+        shift_ps = int(self.env.now) - like.end_ps
+        for times in (self.start, self.finish):
+            times[row:until] = [then + shift_ps for then in times[old]]
+        for spans in (self.wait, self.delay, self.service):
+            spans[row:until] = spans[old]
+        self.classes[row:until] = self.classes[old]
+        self.network.repeat(like.moments, shift_ps, like.flows)
+        self.begun = self.finished = until
+        for successors in self.successors[row:until]:
+            for successor in successors:
+                self.waiting[successor] -= 1
+        self.ready.extend(until + offset for offset in like.first if until + offset < len(self.start))
+        self._finish()
+        self._drain()
+
     def _begin(self, row: int) -> None:
+        self.begun += 1
         self.start[row] = int(self.env.now)
-        sizes = self.rows[row]
+        nbytes, records, runs, flops = self.sizes
+        sizes = Row(nbytes[row], records[row], runs[row], flops[row])
         if not any(sizes):
             self._end(row)
             return
-        delay_ps, parts, loads = self.makers[row % len(self.makers)](sizes)
+        delay_ps, parts, loads = self.makers[row % self.width](sizes)
         self.delay[row] = delay_ps
         if loads and parts[0][2] is None:
             self.wait[row] = queueing_ps(self.network, loads)
-        self.classes[row] = parts[0].flow_class
-        last = partial(self._end, row) if len(parts) == 1 else self._last_of(len(parts), row)
+        self.classes[row] = parts[0][0]
+        if len(parts) == 1:
+            self._send(row, parts[0], loads, partial(self._end, row))
+            return
+        last = self._last_of(len(parts), row)
         for part in parts:
-            flow_class, nbytes, server = part
-            done = last if len(parts) == 1 else partial(last, flow_class)
-            self.service[row] = max(self.service[row], self.network.solo_ps(flow_class, nbytes))
-            if server is None:
-                self.network.start(flow_class, nbytes, done, self.wait[row] + delay_ps)
-            else:
-                server.submit(partial(self._serve, row, part, loads), done)
+            self._send(row, part, loads, partial(last, part.flow_class))
+
+    def _send(self, row: int, part: Part, loads: tuple[Load, ...], done: Callable[[], object]) -> None:
+        """Start a flow of a row, at its turn if it has to wait for one."""
+        flow_class, nbytes, server = part
+        alone_ps = self.network.solo_ps(flow_class, nbytes)
+        self.service[row] = max(self.service[row], alone_ps)
+        if server is None:
+            self.network.start(flow_class, nbytes, done, self.wait[row] + self.delay[row])
+        else:
+            server.submit(partial(self._serve, row, part, loads), done)
 
     def _serve(self, row: int, part: Part, loads: tuple[Load, ...], release: Callable[[], object]) -> None:
         """Start a flow whose turn has come; what it waits for is as busy as it is now."""
@@ -133,8 +177,7 @@ class Executor:
     def _end(self, row: int) -> None:
         self.finish[row] = int(self.env.now)
         self.finished += 1
-        if self.finished == len(self.start):
-            self.done.succeed()
+        self._finish()
         waiting = self.waiting
         for successor in self.successors[row]:
             waiting[successor] -= 1
@@ -142,11 +185,14 @@ class Executor:
                 self.ready.append(successor)
         self._drain()
 
+    def _finish(self) -> None:
+        if self.finished == len(self.start):
+            self.done.succeed()
+
 
 def _successors(plan: Plan) -> list[list[int]]:
     """Turn the lists of predecessors around."""
-    successors: list[list[int]] = [[] for _ in range(len(plan))]
-    waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist()
-    for row, before in zip(waiting, plan.after.tolist(), strict=True):
-        successors[before].append(row)
-    return successors
+    waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
+    successors = waiting[np.argsort(plan.after, kind="stable")].tolist()
+    ends = np.cumsum(np.bincount(plan.after, minlength=len(plan))).tolist()
+    return [successors[begin:end] for begin, end in pairwise([0, *ends])]

@@ -89,7 +89,7 @@ class Filtering:
             macs = round(row.flops / 2 / max(1, row.nbytes), 3)
             return deal(row.nbytes, sites, [self._cross(site, macs) for site in sites])
 
-        return Bound(make, f"{self.placement.index_tier} index", shares(sites))
+        return Bound(make, f"{self.placement.index_tier} index", shares(sites), self.transfers.copies(sites))
 
     def _new_cross(self, site: Site[Store], macs_per_byte: float) -> Template:
         leg, weight = self.transfers.arrive(site, _STREAMED_BYTES, _MANY)

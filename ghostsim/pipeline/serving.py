@@ -1,7 +1,8 @@
 """The serving loop: requests arrive, wait, share the GPU in a continuous batch, and leave.
 
 First come, first served. An iteration is one decode step of all running requests, in which the first requests that
-still prefill take in a chunk of their prompts. Iterations of equal composition are one event, which an arrival or
+still prefill take in a chunk of their prompts. A prompt that is in decodes from the next iteration on that begins when
+its KV and its index are where decode looks for them. Iterations of equal composition are one event, which an arrival or
 the end of a transfer cuts short at the next iteration's end.
 """
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from ghostsim.engine.clock import PS_PER_S, call_after, whole_ps
 from ghostsim.errors import InvariantError
 from ghostsim.pipeline.prefix_cache import HOME, PrefixCache
-from ghostsim.pipeline.step_cost import Chunk, Way
+from ghostsim.pipeline.step_cost import SETTLE, Chunk, Way
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -63,6 +64,8 @@ class Job:
     """Ids of the whole blocks of prompt and output, as far as a later request names them."""
     arrival_ps: int = -1
     admitted_ps: int = -1
+    prefilled_ps: int = -1
+    """When its prompt was computed; until its first token that settles."""
     first_token_ps: int = -1
     finish_ps: int = -1
     rejected: bool = False
@@ -165,6 +168,8 @@ class Server:
         Take room as outputs grow, and preempt where there is none; KV goes to the tier `spill`, if one is named.
     gains
         Tokens per iteration.
+    settled_bytes
+        Bytes that cross `SETTLE` once the prompt tokens from one number to another are computed.
     """
 
     def __init__(
@@ -181,10 +186,13 @@ class Server:
         recompute: bool = False,
         spill: str = "",
         gains: Gains = one_by_one,
+        settled_bytes: Callable[[int, int], int] = lambda _begin, _end: 0,
     ) -> None:
         self.env, self.costs, self.memory, self.cache = env, costs, memory, cache
         self.max_batch, self.prefill_chunk, self.block_tokens = max_batch, prefill_chunk, block_tokens
         self.channels, self.recompute, self.spill, self.gains = dict(channels or {}), recompute, spill, gains
+        self.settled_bytes, self.settled = settled_bytes, Counter[tuple[int, int]]()
+        self.joining: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.active: dict[int, Job] = {}
         self.prefilling: list[Job] = []
@@ -311,11 +319,7 @@ class Server:
         if job.spilled_blocks:
             job.done, job.spilled_blocks = job.known_tokens - 1, 0
         self.active[job.index] = job
-        attempt = job.preemptions
-        if ready_ps <= now:
-            self.prefilling.append(job)
-        else:
-            call_after(self.env, ready_ps - now, lambda: self._loaded(job, attempt))
+        self._then(ready_ps, job, self.prefilling)
 
     def _come_back(self, job: Job) -> int:
         """Read the KV of a preempted request from where it is; return when that ends."""
@@ -325,10 +329,19 @@ class Server:
         self.cache.counts["returned"] += job.spilled_blocks
         return self._send((self.spill, False), job.spilled_blocks * self.cache.block_bytes)
 
-    def _loaded(self, job: Job, attempt: int) -> None:
-        if job.preemptions == attempt:
-            self.prefilling.append(job)
-            self._wake()
+    def _then(self, ready_ps: int, job: Job, queue: list[Job]) -> None:
+        """Put a request into a queue when what it waits for is there, unless it was preempted meanwhile."""
+        attempt = job.preemptions
+
+        def ready() -> None:
+            if job.preemptions == attempt:
+                queue.append(job)
+                self._wake()
+
+        if ready_ps <= int(self.env.now):
+            queue.append(job)
+        else:
+            call_after(self.env, ready_ps - int(self.env.now), ready)
 
     def _keep(self, job: Job, ids: Sequence[int]) -> None:
         """Turn room of a request into cached blocks, which it holds until it leaves."""
@@ -350,6 +363,7 @@ class Server:
 
     def _serve(self) -> Process:
         while True:
+            self._join()
             self._admit()
             self._grow()
             self._note()
@@ -420,11 +434,27 @@ class Server:
             if job is not None and job.preemptions == attempt:
                 self._reach(job)
         for job, tokens in chunks:
+            ready_ps = self._settle(job.done, job.done + tokens)
             job.done += tokens
             job.prefilled_tokens += tokens
             if job.done == job.known_tokens:
                 self.prefilling.remove(job)
-                self._first_token(job)
+                if job.first_token_ps < 0:
+                    job.prefilled_ps = int(self.env.now)
+                self._then(ready_ps, job, self.joining)
+
+    def _settle(self, begin: int, end: int) -> int:
+        """Send what a chunk leaves to be moved; return when that ends."""
+        self.settled[begin, end] += 1
+        nbytes = self.settled_bytes(begin, end)
+        return self._send(SETTLE, nbytes) if nbytes else int(self.env.now)
+
+    def _join(self) -> None:
+        """Let prompts that are in make their first tokens."""
+        joining = self.joining[:]
+        self.joining.clear()
+        for job in joining:
+            self._first_token(job)
 
     def _stale(self, event: tuple[int, int, int]) -> bool:
         job = self.decoding.get(event[1])
@@ -454,14 +484,14 @@ class Server:
             last = min(last, fitting)
         heapq.heappush(self.events, (job.began + last, job.index, job.preemptions))
 
-    def _settle(self, job: Job) -> None:
+    def _catch_up(self, job: Job) -> None:
         """Count the tokens that a request has gained since it began to decode."""
         assert job.gained is not None
         gained = int(job.gained[self.iteration - job.began])
         job.decoded_tokens = job.base - job.prompt_tokens + 1 + gained
 
     def _reach(self, job: Job) -> None:
-        self._settle(job)
+        self._catch_up(job)
         if job.decoded_tokens == job.output_tokens:
             del self.decoding[job.index]
             self._leave(job)
@@ -494,7 +524,7 @@ class Server:
 
     def _preempt(self, job: Job) -> None:
         if job.index in self.decoding:
-            self._settle(job)
+            self._catch_up(job)
             del self.decoding[job.index]
             self._spill(job)
         if job in self.prefilling:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,9 +21,11 @@ from ghostsim.devices.gpu_arch import gemm_params
 from ghostsim.engine.clock import PS_PER_S, PS_PER_US
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
-from ghostsim.pipeline.decode import decode, machine_of
+from ghostsim.pipeline.decode import decode, machine_of, own_use
 from ghostsim.pipeline.executor import Executor
+from ghostsim.pipeline.measured import Bulk, Measured
 from ghostsim.pipeline.parallel import all_reduce_ps
+from ghostsim.pipeline.settling import Settling
 from ghostsim.plan.plan import Work, build
 from ghostsim.plan.selection import Selection
 from ghostsim.policy.placement import Placement
@@ -35,30 +37,10 @@ Chunk = tuple[int, int]
 """Prompt tokens that an iteration takes in of one request, and tokens of it that are in the cache before."""
 Way = tuple[str, bool]
 """A tier and whether it is written."""
+SETTLE: Way = ("settle", True)
+"""What prompts leave behind, on its way to its tiers."""
 
 _SMALL_BULK, _LARGE_BULK = 2**26, 2**30
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A simulated transfer or decode step: mean duration and the mean use of every resource."""
-
-    duration_ps: float
-    used: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Bulk:
-    """Moving many bytes between HBM and another tier: ``latency + bytes / rate``."""
-
-    latency_ps: int
-    bytes_per_s: float
-    used: Mapping[str, float]
-    """Share of each resource that such a transfer uses."""
-
-    def conflict(self, used: Mapping[str, float]) -> float:
-        """Return the share of time in which the transfer meets other traffic at the resource where they meet most."""
-        return max((share * used.get(name, 0.0) for name, share in self.used.items()), default=0.0)
 
 
 def spread(selection: Selection, batch: int) -> Selection:
@@ -88,14 +70,13 @@ def measure_step(run: Run, model: Model, selection: Selection, batch: int, late_
     ready = decode(run, model, spread(selection, batch), batch, late)
     probe = UtilisationProbe(ready.network)
     times = Executor(ready.env, ready.network, ready.plan, ready.bound).run()
-    return Measured(int(times.finish.max()) / ready.plan.steps, probe.utilisation())
+    return Measured(int(times.finish.max()) / ready.plan.steps, own_use(run, probe))
 
 
 def measure_bulk(run: Run, model: Model, way: Way, piece_bytes: int) -> Bulk:
     """Simulate a copy of pieces from or to the devices of a tier on an idle machine."""
     small, large = (_copy(run, model, way, nbytes, piece_bytes) for nbytes in (_SMALL_BULK, _LARGE_BULK))
-    rate = (_LARGE_BULK - _SMALL_BULK) / (large.duration_ps - small.duration_ps) * PS_PER_S
-    return Bulk(max(0, round(small.duration_ps - _SMALL_BULK / rate * PS_PER_S)), rate, large.used)
+    return Bulk.between(small, _SMALL_BULK, large, _LARGE_BULK)
 
 
 def _copy(run: Run, model: Model, way: Way, nbytes: int, piece_bytes: int) -> Measured:
@@ -107,7 +88,7 @@ def _copy(run: Run, model: Model, way: Way, nbytes: int, piece_bytes: int) -> Me
     bound = Binder(machine, model, Placement(tier, "hbm", "gpu", "dma", 1, "ids"), (), 1).bind(plan)
     probe = UtilisationProbe(network)
     times = Executor(env, network, plan, bound).run()
-    return Measured(float(times.finish.max()), probe.utilisation())
+    return Measured(float(times.finish.max()), own_use(run, probe))
 
 
 class Surface:
@@ -163,18 +144,19 @@ def _between(nodes: Sequence[int], value: int) -> tuple[int, float]:
 
 
 class Prefill:
-    """Time that prompt tokens add to an iteration: wider matrix products, and causal attention over the prompt so far.
+    """Time that prompt tokens add to an iteration: matrix products, causal attention over the prompt so far, an index.
 
     Matrix products read their weights once for all tokens of the iteration. Attention is a roofline over the
-    arithmetic and the KV that it reads; where KV lives outside HBM, over the copies in and out as well.
+    arithmetic and the KV that it reads; where KV lives outside HBM, over the copies of what came before as well.
     """
 
-    def __init__(self, run: Run, model: Model, efficiency: float, token_bytes: int, home: Sequence[Bulk]) -> None:
+    def __init__(self, settling: Settling, efficiency: float, token_bytes: int, home: Bulk | None) -> None:
+        run, model = settling.run, settling.model
         gpu = machine_of(run)[0].gpu
-        self.run, self.model, self.spec = run, model, gpu.spec
+        self.settling, self.run, self.model, self.spec = settling, run, model, gpu.spec
         self.params = gemm_params(gpu.part.architecture)
         self.flops_per_s = efficiency * gpu.spec.peak_flops
-        self.token_bytes, self.home = token_bytes, tuple(home)
+        self.token_bytes, self.home = token_bytes, home
         self.gemm_ps = lru_cache(maxsize=None)(self._gemm_ps)
 
     def _gemm_ps(self, tokens: int) -> float:
@@ -200,15 +182,20 @@ class Prefill:
         m = self.model
         pairs = tokens * past + tokens * (tokens + 1) / 2
         flops = 4 * m.head_dim * m.q_heads * m.layers * pairs
-        rates = [self.params.hbm_efficiency * self.spec.hbm_bytes_per_s, *(way.bytes_per_s for way in self.home)]
-        moved = [past + tokens, past, tokens]
-        seconds = max(flops / self.flops_per_s, *(n * self.token_bytes / r for n, r in zip(moved, rates, strict=False)))
-        return seconds * PS_PER_S
+        near = (past + tokens) * self.token_bytes / (self.params.hbm_efficiency * self.spec.hbm_bytes_per_s)
+        away = past * self.token_bytes / self.home.bytes_per_s if self.home else 0.0
+        return max(flops / self.flops_per_s, near, away) * PS_PER_S
+
+    def index_ps(self, chunk: Chunk) -> float:
+        """Return the time of the GPU's part in the index of `chunk` tokens."""
+        tokens, past = chunk
+        return self.settling.kernel_ps(self.settling.amount(past + tokens) - self.settling.amount(past))
 
     def added_ps(self, batch: int, queries: int, chunks: Sequence[Chunk]) -> float:
         """Return what prompt tokens, and further queries of each of `batch` requests, add to a decode step."""
         tokens = batch * queries + sum(chunk for chunk, _ in chunks)
-        return self.gemm_ps(tokens) - self.gemm_ps(batch) + sum(map(self.attention_ps, chunks))
+        own = sum(self.attention_ps(chunk) + self.index_ps(chunk) for chunk in chunks)
+        return self.gemm_ps(tokens) - self.gemm_ps(batch) + own
 
     def alone_ps(self, chunks: Sequence[Chunk]) -> float:
         """Return the time of an iteration without a decode step."""

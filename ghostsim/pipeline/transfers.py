@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
 from ghostsim.config.model import Model
-from ghostsim.devices.host_cpu import HostCpuDevice
+from ghostsim.devices.host_cpu import LANDED_PASSES, STAGED_PASSES, HostCpuDevice
 from ghostsim.devices.job import Job, Part
 from ghostsim.devices.leg import Leg, join, rounded
 from ghostsim.devices.machine import Machine, Route, Store
@@ -43,14 +43,15 @@ class Transfers:
             raise ConfigError(
                 f"found fetch cpu from tier {self.placement.kv_tier}, expected kv_tier: dram, the memory of the cores"
             )
+        read = (self.placement.kv_tier, self.placement.warm_tier)
         if self.placement.fetch in ("staged", "cpu"):
-            for site in self.sites.get(self.placement.kv_tier, ()):
+            for site in (site for tier in read for site in self.sites.get(tier, ())):
                 self._host(site).working()
                 self.ways_in(site)
         if self.placement.fetch != "zero_copy":
             return
-        fetched = {self.placement.kv_tier, *((self.placement.index_tier,) if self.placement.site == "none" else ())}
-        for tier in sorted(fetched & set(self.sites)):
+        crossing = (self.placement.index_tier,) if self.placement.site == "none" else ()
+        for tier in sorted({*read, *crossing} & set(self.sites)):
             why = _not_addressable(self.sites[tier][0].devices[0])
             if why:
                 raise ConfigError(f"found fetch zero_copy from tier {tier}, expected dma: {why}")
@@ -74,7 +75,18 @@ class Transfers:
             templates = [self._fetch(site, piece, site.records(row.runs)) for site in sites]
             return deal(row.nbytes, sites, templates)
 
-        return Bound(make, f"{tier} fetch", shares(sites))
+        return Bound(make, f"{tier} fetch", shares(sites), self.copies(sites))
+
+    def copies(self, sites: Sequence[Site[Store]]) -> tuple[tuple[str, float], ...]:
+        """Return how often a byte on its way to the GPU passes the memory of each host: where it is staged."""
+        if self.placement.fetch != "staged":
+            return ()
+        passes: dict[str, float] = {}
+        for site in sites:
+            times = STAGED_PASSES + (LANDED_PASSES if _lands(site) else 0)
+            host = self._host(site).name
+            passes[host] = passes.get(host, 0.0) + times * len(site.devices) / site.of
+        return tuple(passes.items())
 
     def _new_fetch(self, site: Site[Store], piece: int, records: int) -> Template:
         return template(self.machine.network, site, *self.arrive(site, piece, records), gate(site.devices[0]))
@@ -88,7 +100,7 @@ class Transfers:
 
         source, first = site.spread(way), site.devices[0]
         if self.placement.fetch == "staged":
-            return self._staged(source, self._host(site), lands=isinstance(first, NvmeDevice))
+            return self._staged(source, self._host(site), lands=_lands(site))
         if isinstance(first, NvmeDevice):
             return self.gpu.receive(source), first.window
         if self.placement.fetch == "zero_copy":
@@ -182,6 +194,11 @@ class Transfers:
 
         routes: list[Route | None] = [route for site in sites for route in site.routes] or [None]
         return Bound(make, "host ghostify", crossed([thread.links(route) for route in routes]))
+
+
+def _lands(site: Site[Store]) -> bool:
+    """Tell whether bytes must lie in host memory before a core can copy them."""
+    return isinstance(site.devices[0], NvmeDevice)
 
 
 def _not_addressable(device: Store) -> str:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bits = NDArray[np.uint8]
+GROUPS = 9
+"""Sizes of groups of positions that reads are counted in: 2 to 512."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Selection:
     """[U, S] cold tokens that are read."""
     read_runs: Ints
     """[U, S] maximal runs of consecutive positions among the cold tokens that are read, archived ones apart."""
+    read_groups: Ints
+    """[U, S, GROUPS] of the same, groups of 2, 4, 8, ... positions, aligned, that hold at least one."""
     archive_tokens: Ints
     """[U, S] cold tokens that are archived."""
     archive_runs: Ints
@@ -88,7 +92,7 @@ class Selection:
     scan_bytes: Ints
     """[C, U, S] their bytes."""
     stream_tokens: Ints
-    """[K, U, S] tokens of each stream."""
+    """[K, U, S] tokens of each stream, none of anchors."""
     stream_bytes: Ints
     """[K, U, S] their bytes."""
     state_bytes: Ints

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ghostsim.config.scores import Centroid
 from ghostsim.policy.exact import Array, Block, Ints, softcapped
-from ghostsim.policy.indexes import Claim, ball_radius, unit_roundoff
+from ghostsim.policy.indexes import Claim, ball_radius, fit_codes, unit_roundoff
 from ghostsim.policy.units import Units, cluster_units
 from ghostsim.seeding import generator
 from ghostsim.trace.compose import Head
@@ -76,10 +77,20 @@ def build_clusters(keys: Array, formed: int, fit: slice, centroid: Centroid) -> 
         count += k
     members = np.bincount(labels, minlength=count)
     centres = summed(prompt, labels, count) / np.maximum(members, 1)[:, None].astype(keys.dtype)
+    if centroid.bits == 8:
+        centres = _in_codes(centres, members > 0)
     if centroid.joins:
         labels = np.concatenate([labels, nearest(keys[formed:], centres, np.flatnonzero(members))])
     away = np.linalg.norm(keys[: len(labels)] - centres[labels], axis=1)
     return ClusterIndex(centres, labels, away, formed, formed - fit.stop, "score" if centroid.radius else None)
+
+
+def _in_codes(centres: Array, present: NDArray[np.bool_]) -> Array:
+    """Return centres as 8-bit codes give them back; the range of each channel is that of the centres `present`."""
+    codes = fit_codes(centres[present], 8)
+    out = codes.encode(centres).astype(centres.dtype)
+    codes.expand(out)
+    return out
 
 
 def nearest(keys: Array, centres: Array, present: Ints) -> Ints:

@@ -13,6 +13,7 @@ from ghostsim.config.formats import (
     Int,
     IntFormat,
     LowRankFormat,
+    Residual,
     ResidualFormat,
     Side,
     SparseFormat,
@@ -92,8 +93,7 @@ def _other_bits(side: Side, d: int) -> float:
 
 def anchor_bytes(fmt: Format, head_dim: int) -> float:
     """Return the bytes of the anchors in HBM per token and KV head, K and V together."""
-    sides = [side.residual for side in (fmt.k, fmt.v) if isinstance(side, ResidualFormat)]
-    return sum(head_dim * FP16_BYTES / side.tokens for side in sides)
+    return sum(head_dim * FP16_BYTES / side.tokens for side in fmt.anchored)
 
 
 def rebuild_flops(fmt: Format, head_dim: int) -> int:
@@ -145,6 +145,15 @@ class Part:
         """Whether the own token comes from outside with the others, for want of pins."""
         return self.role in FAR and not self.exact_pins
 
+    @property
+    def anchored(self) -> tuple[Residual, ...]:
+        """The sides that are kept as what they differ by from an anchor."""
+        return tuple(side.residual for side in self.sides if isinstance(side, ResidualFormat))
+
+    def met_anchor_bytes(self, tokens: int, cold: int, d: int) -> int:
+        """Return the bytes of the anchors that `tokens` of `cold` ones meet at most: a kernel reads each once."""
+        return sum(min(tokens, -(-cold // side.tokens)) for side in self.anchored) * d * FP16_BYTES
+
     def pinned_bytes(self, tokens: int, d: int) -> int:
         """Return the bytes of `tokens` pinned ones."""
         return tokens * len(self.sides) * d * FP16_BYTES if self.exact_pins else self.nbytes(tokens, 0, d)
@@ -175,7 +184,10 @@ def parts_of(policy: Policy) -> tuple[Part, ...]:
 
 
 def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
-    """Return the streams of a policy: for each part its pinned tokens, its selected ones, and those in HBM before."""
+    """Return the streams of a policy.
+
+    For each part its pinned tokens, its selected ones, those that were in HBM before, and the anchors of the selected.
+    """
     streams: list[Stream] = []
     for part in parts_of(policy):
         plain = all(isinstance(side, Fp16Format) for side in part.sides)
@@ -187,6 +199,8 @@ def streams_of(policy: Policy, d: int) -> tuple[Stream, ...]:
         copy = Stream("attend", "hot", part.clause, selected=False, record_bytes=part.pinned_bytes(1, d))
         streams += [copy if part.exact_pins else replace(here, selected=False), far if part.role in FAR else here]
         streams += [here] * part.cached
+        size = len(part.anchored) * d * FP16_BYTES
+        streams += [Stream("attend", "hot", part.clause, selected=True, record_bytes=size)] * bool(size)
     return tuple(streams)
 
 
@@ -227,8 +241,8 @@ def index_stage(selector: Selector, d: int, kv_heads: int = 1) -> IndexStage | N
             size = d * FP16_BYTES + subspaces.parts * _NORM_BYTES
             return IndexStage("subspaces", size, selector.page, d + subspaces.parts, 16)
         case CentroidScore(centroid=centroid):
-            size = d * FP16_BYTES + _NORM_BYTES * centroid.radius
-            return IndexStage("centroid", size, centroid.tokens, d, 16)
+            size = _code_bytes(d, centroid.bits) + _NORM_BYTES * centroid.radius
+            return IndexStage("centroid", size, centroid.tokens, d, centroid.bits)
         case JlScore(jl=jl):
             return IndexStage("jl", jl.dims * FP16_BYTES + _NORM_BYTES, 1, jl.dims, 16)
         case None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
 from ghostsim.config.policy import Estimate, Pin, Policy
 from ghostsim.config.scores import ExactScore, Published, PublishedScore
 from ghostsim.errors import ConfigError
-from ghostsim.plan.selection import IndexStage
+from ghostsim.plan.selection import GROUPS, IndexStage
 from ghostsim.policy.attended import Notes, Reader, relative_error, served
 from ghostsim.policy.clusters import ClusterIndex
 from ghostsim.policy.cold import (
@@ -254,7 +255,9 @@ class Evaluation:
         read = mask[cold.c0 : cold.c1]
         self.rows.lost_mass[s] = step.lost / cold.total
         self.rows.read_tokens[s] = np.count_nonzero(read)
-        self.rows.read_runs[s] = _runs(read if step.archived is None else read & ~step.archived)
+        fetched = read if step.archived is None else read & ~step.archived
+        self.rows.read_runs[s] = _runs(fetched)
+        self.rows.read_groups[s] = groups_of(fetched, cold.c0)
         self._compare(s, read, cold, step.oracle)
         packed = np.packbits(mask, bitorder="little")
         self.rows.sets[s, : len(packed)] = packed
@@ -302,8 +305,10 @@ class Evaluation:
                 (pinned, part.pinned_bytes(pinned, d)),
                 (selected, part.nbytes(selected, attended, d)),
                 (cached, part.nbytes(cached, 0, d)),
+                (0, part.met_anchor_bytes(selected, step.cold.size, d)),
             ]
-            for tokens, nbytes in moved if part.cached else moved[:2]:
+            there = (True, True, part.cached, bool(part.anchored))
+            for tokens, nbytes in compress(moved, there):
                 self.rows.stream_tokens[row, s], self.rows.stream_bytes[row, s] = tokens, nbytes
                 row += 1
 
@@ -390,6 +395,19 @@ class Evaluation:
 def _runs(read: Mask) -> int:
     """Count maximal runs of consecutive positions in `read` [tokens]."""
     return int(np.count_nonzero(read[1:] & ~read[:-1])) + (1 if len(read) and read[0] else 0)
+
+
+def groups_of(read: Mask, begin: int) -> list[int]:
+    """Count the aligned groups of 2, 4, 8, ... positions with one that is read; `read` [tokens] starts at `begin`."""
+    largest = 1 << GROUPS
+    before = begin % largest
+    mask = np.zeros(-(-(before + len(read)) // largest) * largest, dtype=bool)
+    mask[before : before + len(read)] = read
+    counts = []
+    for _ in range(GROUPS):
+        mask = mask[::2] | mask[1::2]
+        counts.append(int(np.count_nonzero(mask)))
+    return counts
 
 
 def _full_mask(read: Mask, step: Step) -> Mask:

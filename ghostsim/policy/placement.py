@@ -8,7 +8,7 @@ Sizes come from the Selection, tiers from the run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,9 +18,10 @@ from ghostsim.config.model import Model
 from ghostsim.config.policy import Policy
 from ghostsim.config.rules import Certify, Presume
 from ghostsim.plan.plan import BATCH, Op, Plan, Role, Work, build
-from ghostsim.plan.selection import Selection, Stream
+from ghostsim.plan.selection import Selection
 from ghostsim.policy.costs import FAR, format_bytes, rebuild_flops, side_bytes
 from ghostsim.policy.prefetch import Ahead
+from ghostsim.policy.traffic import Moved, sum_over_heads, without_hits
 
 Ints = NDArray[np.int64]
 Result = Literal["ids", "bitmap", "histogram"]
@@ -50,6 +51,9 @@ class Placement:
     chunks: int
     result: Result
     archive_tier: str | None = None
+    warm_tier: str = "hbm"
+    unit_bytes: int = 1
+    """What the media of `kv_tier` move at once: a page of flash, a DRAM access."""
     ghostify: str = "gpu"
     behind: int = 0
     """Steps that records may lag behind where the GPU does not make them."""
@@ -68,43 +72,6 @@ class Placement:
     def per_request(self) -> bool:
         """Whether a filter serves requests one by one: a PIM kernel runs on all banks at once for the batch."""
         return self.near_memory and self.site != "pim"
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """Tokens and bytes [requests, steps, layers] of some streams, summed over KV heads."""
-
-    tokens: Ints
-    nbytes: Ints
-    record_bytes: int
-    lossy: bool
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What each request moves, summed over KV heads: arrays [requests, steps, layers]."""
-
-    near: tuple[_Moved, ...]
-    """Pinned tokens, as they are and dequantised."""
-    here: _Moved
-    """Selected tokens that are in HBM."""
-    fetched: _Moved
-    """Selected tokens that come from their tier when they are asked for."""
-    landed: Ints
-    """Bytes of all selected tokens that come from their tier, foretold or not."""
-    archived: _Moved
-    """Selected tokens that come from the archive."""
-    hot: Ints
-    cold: Ints
-    read: Ints
-    runs: Ints
-    archive: Ints
-    archive_runs: Ints
-    state: Ints
-    refit: Ints
-    rewritten: Ints
-    scanned: tuple[Ints, ...]
-    scan_bytes: tuple[Ints, ...]
 
 
 class _Program:
@@ -128,7 +95,14 @@ class _Program:
         only = all(stream.role == "archive" for stream in selected)
         self.apart = placement.kv_tier != "hbm" and not only
         self.ahead = ahead
-        self.sizes = _without_hits(_sum_over_heads(selection, batch, apart=self.apart, away=self.away), ahead)
+        warm = {i for i, keep in enumerate(policy.keep) if keep.role == "warm" and placement.warm_tier != "hbm"}
+        self.traffic = without_hits(
+            sum_over_heads(
+                selection, batch, apart=self.apart, away=self.away, warm=warm, unit_bytes=placement.unit_bytes
+            ),
+            ahead,
+        )
+        self.warms = bool(warm)
         self.layers = selection.unit_of.shape[1]
         self.token_bytes = max(format_bytes(keep.format, model.head_dim) for keep in policy.keep)
         self.near_memory = bool(self.stages) and placement.near_memory
@@ -146,14 +120,16 @@ class _Program:
         yield self._gemm("qkv", self.model.qkv_weights, (("head", 1), *full))
         yield from self._store()
         yield from self._attend_near()
+        if self.warms:
+            yield from self._attend_warm()
         yield from self._refresh()
         yield from self._state()
         if self.stages:
             yield from self._near_scan() if self.near_memory else self._gpu_scan()
         if self.apart:
-            yield from self._reads(self.fetch, "cold", self.sizes.fetched, self.sizes.runs)
+            yield from self._reads(self.fetch, "cold", self.traffic.fetched, self.traffic.runs)
         if self.away:
-            yield from self._reads("resurrect", "archive", self.sizes.archived, self.sizes.archive_runs)
+            yield from self._reads("resurrect", "archive", self.traffic.archived, self.traffic.archive_runs)
         if self.ahead is not None:
             yield from self._bring(self.ahead)
         if self.selects:
@@ -174,26 +150,44 @@ class _Program:
 
     def _attend_near(self) -> Iterator[Work]:
         """Attend what is in HBM and waits for nothing; what is dequantised on the way is a kernel of its own."""
-        for i, moved in enumerate(self.sizes.near):
+        for i, moved in enumerate(self.traffic.near):
             op: Op = "decode" if moved.lossy else "attend"
-            role: Role = "warm" if moved.lossy else "hot"
             total = moved.tokens.sum(axis=0)
             yield Work(
-                "warm" if i else "hot", op, role, record_bytes=moved.record_bytes, nbytes=moved.nbytes.sum(axis=0),
+                "warm" if i else "hot", op, "hot", record_bytes=moved.record_bytes, nbytes=moved.nbytes.sum(axis=0),
                 records=total, runs=total, flops=total * self._attention_flops(), after=(("qkv", 0),),
             )  # fmt: skip
 
+    def _attend_warm(self) -> Iterator[Work]:
+        """Bring what is kept warm, as far ahead as the layer buffers reach, and attend it."""
+        moved = self.traffic.warm
+        nbytes, tokens = moved.nbytes.sum(axis=0), moved.tokens.sum(axis=0)
+        in_place = self.placement.fetch == "zero_copy"
+        yield Work(
+            "bring_warm", "read", "warm", record_bytes=moved.record_bytes, nbytes=nbytes, records=tokens,
+            runs=np.minimum(tokens, self._heads), after=(("attend_warm", _BUFFERED_LAYERS),),
+        )  # fmt: skip
+        yield Work(
+            "attend_warm", "decode" if moved.lossy else "attend", "hot", record_bytes=moved.record_bytes,
+            nbytes=0 if in_place else nbytes, records=tokens, runs=tokens, flops=tokens * self._attention_flops(),
+            after=(("qkv", 0), ("bring_warm", 0)),
+        )  # fmt: skip
+
     def _warm(self) -> tuple[tuple[str, int], ...]:
-        return (("warm", 0),) if len(self.sizes.near) > 1 else ()
+        """Name what is attended beside the hot tokens and the survivors."""
+        beside = (("warm", len(self.traffic.near) > 1), ("attend_warm", self.warms))
+        return tuple((name, 0) for name, there in beside if there)
 
     def _store(self) -> Iterator[Work]:
         """Write the new token, and move the one that leaves the hot set."""
-        heads = self.batch * self.model.kv_heads
+        heads = self._heads
         yield Work(
             "write", "write", "hot", record_bytes=self.token_bytes, nbytes=heads * self.token_bytes, records=heads,
             runs=heads, after=(("qkv", 0),),
         )  # fmt: skip
-        leaving = np.minimum(self.sizes.cold, self.model.kv_heads).sum(axis=0)
+        if self.warms:
+            yield self._cool()
+        leaving = np.minimum(self.traffic.cold, self.model.kv_heads).sum(axis=0)
         if self.apart:
             yield Work(
                 "age", "migrate" if self.stages else "write", "cold", record_bytes=self.token_bytes,
@@ -210,6 +204,15 @@ class _Program:
                 after=(("age" if self.placement.behind and self.apart else "qkv", 0), ("ghostify", self.layers)),
             )  # fmt: skip
 
+    def _cool(self) -> Work:
+        """Move the token that turns warm."""
+        size = self.traffic.warm.record_bytes
+        leaving = np.minimum(self.traffic.warm.tokens, self.model.kv_heads).sum(axis=0)
+        return Work(
+            "cool", "migrate", "warm", record_bytes=size, nbytes=leaving * size, records=leaving, runs=leaving,
+            after=(("qkv", 0), ("cool", self.layers)),
+        )  # fmt: skip
+
     def _record_flops(self) -> int:
         """Return the operations of a token's records: a projection, or scale, offset, rounding of every channel."""
         d = self.model.head_dim
@@ -219,7 +222,7 @@ class _Program:
         """Move the token that becomes archived, out of the cold tier if it was in another one."""
         if self.apart and self.placement.archive == self.placement.kv_tier:
             return
-        leaving = np.minimum(self.sizes.archive, self.model.kv_heads).sum(axis=0)
+        leaving = np.minimum(self.traffic.archive, self.model.kv_heads).sum(axis=0)
         sizes = {"record_bytes": self.token_bytes, "nbytes": leaving * self.token_bytes}
         if self.apart:
             yield Work(
@@ -233,16 +236,16 @@ class _Program:
 
     def _refresh(self) -> Iterator[Work]:
         """Read the cold keys again and write new records; the scan goes on in the old ones meanwhile."""
-        if not self.sizes.refit.any():
+        if not self.traffic.refit.any():
             return
-        keys, nbytes = self.sizes.refit.sum(axis=0), self.sizes.rewritten.sum(axis=0)
+        keys, nbytes = self.traffic.refit.sum(axis=0), self.traffic.rewritten.sum(axis=0)
         yield Work(
             "refit", "migrate", "cold", record_bytes=self._key_bytes, nbytes=keys, records=keys // self._key_bytes,
-            runs=np.minimum(keys, self.batch * self.model.kv_heads), after=(("qkv", 0), ("refit", self.layers)),
+            runs=np.minimum(keys, self._heads), after=(("qkv", 0), ("refit", self.layers)),
         )  # fmt: skip
         yield Work(
             "rewrite", "ghostify", "index", nbytes=nbytes, records=keys // self._key_bytes,
-            runs=np.minimum(nbytes, self.batch * self.model.kv_heads), after=(("refit", 0), ("rewrite", self.layers)),
+            runs=np.minimum(nbytes, self._heads), after=(("refit", 0), ("rewrite", self.layers)),
         )  # fmt: skip
 
     @property
@@ -251,9 +254,9 @@ class _Program:
 
     def _state(self) -> Iterator[Work]:
         """Rewrite the bookkeeping of every kept token."""
-        if self.sizes.state.any():
-            kept = (self.sizes.hot + self.sizes.read).sum(axis=0)
-            nbytes = self.sizes.state.sum(axis=0)
+        if self.traffic.state.any():
+            kept = (self.traffic.hot + self.traffic.read).sum(axis=0)
+            nbytes = self.traffic.state.sum(axis=0)
             yield Work("state", "migrate", "hot", nbytes=nbytes, records=kept, runs=kept, after=(("hot", 0),))
 
     # --- the filter ---
@@ -275,7 +278,7 @@ class _Program:
 
     def _gpu_scan(self) -> Iterator[Work]:
         yield from self._cascade("scan", BATCH, None, "qkv")
-        scanned = sum(self.sizes.scanned).sum(axis=0)  # type: ignore[union-attr]
+        scanned = sum(self.traffic.scanned).sum(axis=0)  # type: ignore[union-attr]
         yield Work(
             "filter", "filter", "index", records=scanned, flops=scanned * self.model.q_per_kv,
             after=self._decides(_stage_name("scan", len(self.stages) - 1)),
@@ -321,7 +324,7 @@ class _Program:
             yield self._results(request, chunk, ((_stage_name(name, last), 0),))
 
     def _scanned_by(self, request: int, chunk: int | None, number: int) -> tuple[Ints, Ints]:
-        scanned, nbytes = self.sizes.scanned[number], self.sizes.scan_bytes[number]
+        scanned, nbytes = self.traffic.scanned[number], self.traffic.scan_bytes[number]
         if request == BATCH:
             return scanned.sum(axis=0), nbytes.sum(axis=0)
         scanned, nbytes = scanned[request], nbytes[request]
@@ -329,7 +332,7 @@ class _Program:
 
     def _results(self, request: int, chunk: int, after: tuple[tuple[str, int], ...]) -> Work:
         scanned, _ = self._scanned_by(request, chunk, len(self.stages) - 1)
-        read = self.sizes.read.sum(axis=0) if request == BATCH else self._part(self.sizes.read[request], chunk)
+        read = self.traffic.read.sum(axis=0) if request == BATCH else self._part(self.traffic.read[request], chunk)
         nbytes = -(-scanned // 8) if self.placement.result == "bitmap" else read * _ID_BYTES
         flops = 0 if self.placement.result == "histogram" else scanned * self.model.q_per_kv
         return Work(
@@ -338,10 +341,11 @@ class _Program:
         )  # fmt: skip
 
     def _decides(self, scan: str) -> tuple[tuple[str, int], ...]:
-        """A staged rule needs the normaliser of the hot tokens; the others decide on scores alone."""
+        """A staged rule needs the normaliser of the pinned tokens; the others decide on scores alone."""
         rules = [selector.rule for selector in self.policy.read.cascade]
         staged = any(isinstance(rule, Certify | Presume) and rule.form == "staged" for rule in rules)
-        return ((scan, 0), ("hot", 0)) if staged else ((scan, 0),)
+        pinned = ("hot", "attend_warm") if self.warms else ("hot",)
+        return ((scan, 0), *((name, 0) for name in pinned if staged))
 
     # --- what is foretold ---
 
@@ -364,8 +368,8 @@ class _Program:
                 runs=np.minimum(nbytes, 1), flops=ahead.scanned[last] * self.model.q_per_kv,
                 after=((_stage_name("foretell", last), 0),),
             )  # fmt: skip
-        size = self.sizes.fetched.record_bytes
-        read, runs = self.sizes.read.sum(axis=0), self.sizes.runs.sum(axis=0)
+        size = self.traffic.fetched.record_bytes
+        read, runs = self.traffic.read.sum(axis=0), self.traffic.runs.sum(axis=0)
         yield Work(
             "prefetch", "read", "cold", stage=len(self.stages), record_bytes=size, nbytes=ahead.tokens * size,
             records=ahead.tokens, runs=-(-ahead.tokens * runs // np.maximum(read, 1)),
@@ -380,7 +384,7 @@ class _Program:
 
     # --- what survives ---
 
-    def _reads(self, name: str, role: Role, moved: _Moved, pieces: Ints) -> Iterator[Work]:
+    def _reads(self, name: str, role: Role, moved: Moved, pieces: Ints) -> Iterator[Work]:
         if self.placement.fetch == "cpu" and role == "cold":
             yield from self._attend_away()
             return
@@ -396,7 +400,7 @@ class _Program:
 
     def _attend_away(self) -> Iterator[Work]:
         """Send the queries; attend where the tokens lie; bring back an output, a maximum and a sum per query head."""
-        moved, heads = self.sizes.fetched, self.batch * self.model.q_heads
+        moved, heads = self.traffic.fetched, self.batch * self.model.q_heads
         size = self.model.head_dim * _FP16_BYTES
         yield Work(
             "ask", "write", "cold", record_bytes=size, nbytes=heads * size, records=heads, runs=1, after=(("qkv", 0),),
@@ -408,7 +412,7 @@ class _Program:
             yield Work(
                 name, "attend", "cold", request, stage=len(self.stages) or 1, record_bytes=moved.record_bytes,
                 nbytes=self._part(moved.nbytes[request], chunk), records=tokens,
-                runs=np.minimum(self._part(self.sizes.runs[request], chunk), tokens),
+                runs=np.minimum(self._part(self.traffic.runs[request], chunk), tokens),
                 flops=tokens * self._attention_flops(), after=(("ask", 0), *self._may_read(request, chunk)),
             )  # fmt: skip
             yield Work(
@@ -426,13 +430,13 @@ class _Program:
 
     def _attend_survivors(self) -> Work:
         """Attend what was read: from HBM, unless the SMs read it in place while fetching."""
-        tokens, runs = self.sizes.read.sum(axis=0), (self.sizes.runs + self.sizes.archive_runs).sum(axis=0)
+        tokens, runs = self.traffic.read.sum(axis=0), (self.traffic.runs + self.traffic.archive_runs).sum(axis=0)
         in_place = (self.apart or self.away) and self.placement.fetch in ("zero_copy", "cpu")
         elsewhere = self.apart and self.placement.fetch == "cpu"
         merged = self.batch * self.model.q_heads * self.model.head_dim * 2
-        here, fetched = self.sizes.here, self.sizes.fetched
+        here, fetched = self.traffic.here, self.traffic.fetched
         role: Role = "hot" if self.apart or self.away else "cold"
-        lossy = here.lossy or fetched.lossy or self.sizes.archived.lossy or self.rebuild
+        lossy = here.lossy or fetched.lossy or self.traffic.archived.lossy or self.rebuild
         op: Op = "decode" if lossy else "attend"
         names = [name for name, there in ((self.fetch, self.apart), ("resurrect", self.away)) if there]
         waits = tuple((f"{name}{r}.{c}", 0) for name in names for r, c in self._pieces()) or (("filter", 0),)
@@ -450,10 +454,14 @@ class _Program:
 
         What was recalled into a cache is attended with the rest of it.
         """
-        landed = np.zeros_like(self.sizes.landed) if self.recalls else self.sizes.landed
-        return np.asarray((landed + self.sizes.archived.nbytes).sum(axis=0))
+        landed = np.zeros_like(self.traffic.landed) if self.recalls else self.traffic.landed
+        return np.asarray((landed + self.traffic.archived.nbytes).sum(axis=0))
 
     # --- arithmetic ---
+
+    @property
+    def _heads(self) -> int:
+        return self.batch * self.model.kv_heads
 
     def _attention_flops(self) -> int:
         """Q K and P V of one token in one KV head, over its query heads."""
@@ -482,77 +490,6 @@ def _stage_name(name: str, number: int) -> str:
     return f"{name}s{number}" if number else name
 
 
-def _sum_over_heads(selection: Selection, batch: int, *, apart: bool, away: bool) -> _Sizes:
-    rows = selection.unit_of[:batch]
-
-    def per_request(values: Ints) -> Ints:
-        return np.asarray(values[rows].sum(axis=2, dtype=np.int64).swapaxes(1, 2))
-
-    def moved(of: list[int]) -> _Moved:
-        zero = np.zeros((batch, selection.steps, rows.shape[1]), np.int64)
-        kinds = {(selection.streams[i].clause, selection.streams[i].selected): i for i in reversed(of)}
-        tokens = sum((per_request(selection.stream_tokens[i]) for i in kinds.values()), zero)
-        nbytes = sum((per_request(selection.stream_bytes[i]) for i in of), zero)
-        lossy = any(selection.streams[i].role == "warm" for i in of)
-        return _Moved(tokens, nbytes, -(-int(nbytes.sum()) // max(1, int(tokens.sum()))), lossy)
-
-    selects = apart or away or bool(selection.stages)
-    near, here, fetched, archived = _ways(selection.streams, selects=selects, apart=apart, away=away)
-    return _Sizes(
-        near=tuple(moved(of) for of in near),
-        here=moved(here),
-        fetched=moved(fetched),
-        landed=moved(fetched).nbytes,
-        archived=moved(archived),
-        hot=per_request(selection.hot_tokens),
-        cold=per_request(selection.cold_tokens),
-        read=per_request(selection.read_tokens),
-        runs=per_request(selection.read_runs),
-        archive=per_request(selection.archive_tokens),
-        archive_runs=per_request(selection.archive_runs),
-        state=per_request(selection.state_bytes),
-        refit=per_request(selection.refit_bytes),
-        rewritten=per_request(selection.rewritten_bytes),
-        scanned=tuple(per_request(each) for each in selection.scanned),
-        scan_bytes=tuple(per_request(each) for each in selection.scan_bytes),
-    )
-
-
-def _without_hits(sizes: _Sizes, ahead: Ahead | None) -> _Sizes:
-    """Take what was brought ahead from what is fetched on demand."""
-    if ahead is None:
-        return sizes
-    all_ = sizes.fetched
-    left = all_.tokens - ahead.hits
-    return replace(
-        sizes,
-        fetched=replace(all_, tokens=left, nbytes=all_.nbytes * left // np.maximum(all_.tokens, 1)),
-        runs=-(-sizes.runs * left // np.maximum(all_.tokens, 1)),
-    )
-
-
-def _ways(
-    streams: tuple[Stream, ...], *, selects: bool, apart: bool, away: bool
-) -> tuple[list[list[int]], list[int], list[int], list[int]]:
-    """Return the streams that are attended at once (as they are, dequantised), after selection, and after a fetch.
-
-    The last are those of an archive that is not in HBM.
-
-    Where KV is apart, what a policy calls cold is fetched; a policy without a cold role has all of its KV there. Where
-    it is not, nothing is recalled.
-    """
-    at_once = [i for i, stream in enumerate(streams) if not (stream.selected and selects)]
-    there = [i for i, stream in enumerate(streams) if apart or stream.op != "migrate"]
-    later = [i for i in there if streams[i].selected and selects]
-    archived = [i for i in later if away and streams[i].role == "archive"]
-    rest = [i for i in later if i not in archived]
-    cold = [i for i in rest if streams[i].role == "cold"] or rest
-    fetched = cold if apart else []
-    plain = [i for i in at_once if streams[i].op != "decode"]
-    lossy = [i for i in at_once if streams[i].op == "decode"]
-    return [of for of in (plain, lossy) if of], [i for i in rest if i not in fetched], fetched, archived
-
-
 def place(
     selection: Selection,
     policy: Policy,
@@ -578,7 +515,7 @@ def place(
         Rows of all steps; its bytes per tier and cause are what the simulation must deliver.
     """
     program = _Program(selection, policy, model, placement, batch, ahead)
-    tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": "hbm", "cold": placement.kv_tier}
+    tiers: dict[Role, str] = {"weights": "hbm", "hot": "hbm", "warm": placement.warm_tier, "cold": placement.kv_tier}
     if program.archives:
         tiers["archive"] = placement.archive
     if program.stages:

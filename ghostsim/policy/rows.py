@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ghostsim.config.policy import Policy
 from ghostsim.config.scores import kind_of
-from ghostsim.plan.selection import Bits, Floats, Ints
+from ghostsim.plan.selection import GROUPS, Bits, Floats, Ints
 from ghostsim.policy.formats import codec_known
 
 _CLAIMING = ("exact", "upper-bound", "claimed")
@@ -25,6 +25,7 @@ class HeadRows:
     stored_tokens: Ints
     read_tokens: Ints
     read_runs: Ints
+    read_groups: Ints
     archive_tokens: Ints
     archive_runs: Ints
     scanned: Ints
@@ -97,6 +98,7 @@ def empty_rows(policy: Policy, sizes: Sizes, *, values: bool) -> HeadRows:
         stored_tokens=whole(*step),
         read_tokens=whole(*step),
         read_runs=whole(*step),
+        read_groups=whole(*step, GROUPS),
         archive_tokens=whole(*step),
         archive_runs=whole(*step),
         scanned=whole(sizes.stages, *step),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ghostsim.accuracy.fitted import fitted_constants
 from ghostsim.accuracy.report import BARS, TITLES, AccuracyResult, Errors, Prediction
 from ghostsim.report.figure import PALETTE, SYMBOLS, Figure, Table, Trace, View, axis, plot, short
-from ghostsim.report.page import whole_page, write_text
+from ghostsim.report.page import whole_page
 from ghostsim.report.words import listing, plural
 
 _WORST = 5
@@ -54,12 +53,6 @@ def render_accuracy(found: AccuracyResult) -> str:
         fitted=_fitted(probes),
         method=_METHOD,
     )
-
-
-def write_accuracy_report(found: AccuracyResult, path: Path) -> Path:
-    """Write the page to `path` and return it."""
-    write_text(path, render_accuracy(found))
-    return path
 
 
 def heading(found: AccuracyResult) -> str:

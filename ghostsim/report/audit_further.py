@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ghostsim.policy.rules import Mask
-from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, plot, short
+from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, log_axis, plot, short
 from ghostsim.study.drift import INDEXES, REFRESH, Drift, clock_name
 from ghostsim.study.drift import sentence as drift_sentence
 from ghostsim.study.tree import BRANCHINGS, ORDERS, Tree, Walk
@@ -79,7 +79,8 @@ def visited(tree: Tree) -> Figure:
     contexts = [walk.context for walk in curves[kinds[0]]]
     logarithmic = [short(float(BRANCHINGS[-1] * np.log(n) / np.log(BRANCHINGS[-1]))) for n in contexts]
     traces.append(_line("logarithmic, as published", contexts, logarithmic, (8, 2), "%{x:,} tokens: %{y:,.0f} nodes"))
-    drawing = plot(traces, 460, xaxis=axis("Context (log)", type="log"), yaxis=axis("Nodes visited (log)", type="log"))
+    nodes = [y for trace in traces for y in trace["y"]]
+    drawing = plot(traces, 460, xaxis=log_axis("Context (log)", contexts), yaxis=log_axis("Nodes visited (log)", nodes))
     header = ["Order", "Children", "N", "Depth", "Nodes", "Visited", "Share of N", "By GQA group", "Least",
               "Tokens left", "Exponent"]  # fmt: skip
     rows = [_row(tree, walk) for curve in curves.values() for walk in curve]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ghostsim.report.audit_further import aged, visited
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, fill, plot, rows_axis, short
 from ghostsim.report.figures_time import row_height
-from ghostsim.report.page import PlotlyJs, whole_page, write_text
+from ghostsim.report.page import PlotlyJs, whole_page
 from ghostsim.report.words import number, share
 from ghostsim.study.audit import (
     CODE_BITS,
@@ -82,12 +81,6 @@ def render_audit(
         warnings=_warnings(audit),
         method=_method(),
     )
-
-
-def write_audit_report(audit: Audit, path: Path, drift: Drift | None = None, tree: Tree | None = None) -> Path:
-    """Write the page of an audit to `path` and return it."""
-    write_text(path, render_audit(audit, drift, tree))
-    return path
 
 
 def _answers(audit: Audit) -> dict[str, str]:

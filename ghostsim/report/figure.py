@@ -27,6 +27,8 @@ PALETTE = (
     "#b0683c",
 )
 """Distinguishable for most colour-blind readers, on white and on near-black (after Okabe and Ito, 2008)."""
+HEAT = ((0, "#f3f6f9"), (0.5, "#5b9bd0"), (1, "#d55e00"))
+"""Colours of a heat map, low to high; the page takes its own ground for the lowest, so that it reads on dark too."""
 PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
 SYMBOLS = (
     "circle",
@@ -78,23 +80,33 @@ class Figure:
 
 
 def plot(traces: Sequence[Trace], height: int, **layout: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's layout)
-    """Return a Plotly figure with the margins, legend and hover of all figures of a report."""
+    """Return a Plotly figure with the margins, legend and hover of all figures of a report.
+
+    A single trace that has a name is in a legend too: it may be the one of many parts that is there.
+    """
     common = {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "hoverlabel": {"namelength": -1},
         "font": {"size": 13},
+        "showlegend": any("name" in trace for trace in traces),
     }
     return {"data": list(traces), "layout": common | layout}
 
 
+_FEW_STEPS = 12
 _PLAIN_NUMBERS = {"exponentformat": "none", "separatethousands": True}
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  (Plotly's axis)
     """Return an axis whose title names quantity and unit."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False} | _PLAIN_NUMBERS | more
+
+
+def steps_axis(count: int) -> dict[str, Any]:
+    """Return an axis of `count` decode steps, without ticks between two of them."""
+    return axis("Decode step", **({"dtick": 1} if count <= _FEW_STEPS else {}))
 
 
 def log_axis(title: str, values: Iterable[float | None], **more: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -157,8 +169,8 @@ def run_mark(label: str, index: int, **more: Any) -> Trace:  # noqa: ANN401  (Pl
 
 
 _LEAST_LOSS = 1e-8
-_LOSS_SCALE = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
-"""Viridis: its lightness falls evenly, so it also reads in grey."""
+_LOSS_SCALE = ((224, 176, 16), (94, 176, 98), (38, 142, 150), (92, 104, 190), (160, 62, 160))
+"""As viridis, whose lightness falls evenly so that it also reads in grey, but seen on white and on near-black."""
 
 
 def loss_colour(lost: float) -> str:

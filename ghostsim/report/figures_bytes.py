@@ -21,6 +21,7 @@ from ghostsim.report.figure import (
     rows_axis,
     run_mark,
     short,
+    steps_axis,
 )
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
@@ -106,7 +107,7 @@ def quality(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
         traces,
         460,
         xaxis=across,
-        yaxis=axis("Lost attention mass (log)", type="log", tickformat=".0e", range=[-8.4, 0.3]),
+        yaxis=_loss_axis("Lost attention mass (log)"),
     )
     header = [
         "Run",
@@ -125,6 +126,10 @@ def quality(run: RunFolder, not_lossless: frozenset[str]) -> Figure:
         "does not show."
     )
     return Figure("quality", "Quality against bytes", caption, [View("", drawn)], Table(header, rows))
+
+
+def _loss_axis(title: str) -> dict[str, Any]:
+    return axis(title, type="log", tickformat=".0e", range=[-8.4, 0.3])
 
 
 def _quality_trace(label: str, each: Mapping[str, Any], index: int) -> Trace:
@@ -270,8 +275,9 @@ def lost_by_step(run: RunFolder) -> Figure | None:
         _line(label, [None if v is None else max(v, _FLOOR) for v in values], names.index(label))
         for label, values in losing.items()
     ]
-    up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e", range=[-8.4, 0.3])
-    drawn = plot(traces, 380, xaxis=axis("Decode step"), yaxis=up)
+    up = _loss_axis("Worst lost attention mass (log)")
+    across = steps_axis(max(map(len, losing.values())))
+    drawn = plot(traces, 380, xaxis=across, yaxis=up)
     rows = [[label, *_step_spread([v for v in values if v is not None])] for label, values in losing.items()]
     caption = (
         "The worst query head of each step. A line that climbs is a policy that forgets; a sound policy stays below "
@@ -305,7 +311,7 @@ def _step_spread(values: Sequence[float]) -> list[str]:
 def lost_by_context(run: RunFolder) -> Figure | None:
     """How lost mass moves from the recorded length to the simulated one, where the run says so."""
     found = run.manifest.get("lost_mass_by_context")
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(found, Mapping) or not any(point["max"] for points in found.values() for point in points):
         return None
     names = list(run.metrics["runs"])
     traces, rows = [], []
@@ -323,7 +329,7 @@ def lost_by_context(run: RunFolder) -> Figure | None:
         rows += [
             [label, number(point["context_tokens"], 9), share(point["mean"]), share(point["max"])] for point in points
         ]
-    up = axis("Worst lost attention mass (log)", type="log", tickformat=".0e")
+    up = _loss_axis("Worst lost attention mass (log)")
     drawn = plot(
         traces, 380, xaxis=log_axis("Context, tokens (log)", [x for trace in traces for x in trace["x"]]), yaxis=up
     )

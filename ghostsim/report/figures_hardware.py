@@ -14,7 +14,7 @@ from ghostsim.config.hardware import Platform
 from ghostsim.export.capacities import bandwidths, platform_of
 from ghostsim.export.timeline import Counter
 from ghostsim.metrics.energy import STATIC, without_energy
-from ghostsim.report.figure import PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
+from ghostsim.report.figure import HEAT, PALETTE, Figure, Table, Trace, View, axis, plot, rows_axis, short, stacked
 from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import Runs
@@ -41,7 +41,7 @@ def utilisation(run: RunFolder) -> Figure:
         "texttemplate": "%{text}",
         "zmin": 0,
         "zmax": 100,
-        "colorscale": [[0, "rgba(110,160,210,0.08)"], [0.5, "#5b9bd0"], [1, "#d55e00"]],
+        "colorscale": HEAT,
         "colorbar": {"title": {"text": "busy, %"}, "thickness": 12},
         "xgap": 2,
         "ygap": 2,
@@ -51,11 +51,12 @@ def utilisation(run: RunFolder) -> Figure:
         "type": "category",
         "categoryarray": list(runs),
         "side": "top",
+        "showgrid": False,
         "automargin": True,
         "title": {"text": ""},
         "tickangle": -35,
     }
-    drawn = plot([heat], 170 + 26 * len(used), xaxis=across, yaxis=rows_axis(used))
+    drawn = plot([heat], 170 + 26 * len(used), xaxis=across, yaxis=rows_axis(used, showgrid=False))
     rows = [[name, *(share(_busy(each, name)) for each in runs.values())] for name in names]
     caption = (
         "Mean over the run, in percent. The highest number of a column is the limit of that run; where none is near "
@@ -205,7 +206,7 @@ def cost(run: RunFolder) -> Figure | None:
         for label, value in values.items()
     ]
     across = axis("Tokens per second and 1,000 USD")
-    bars: Trace = {"type": "bar", "orientation": "h", "y": list(values), "x": list(values.values()), "name": "all"}
+    bars: Trace = {"type": "bar", "orientation": "h", "y": list(values), "x": list(values.values())}
     drawn = plot([bars], row_height(len(runs)), xaxis=across, yaxis=rows_axis(list(runs)))
     caption = "Costs are those that the parts state. A platform with a device that states none has no ratio."
     table = Table(["Run", "Cost", "Tokens/s per 1,000 USD"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ghostsim.report.figure import DASHES, PALETTE, Figure, Table, Trace, View, axis, fill, plot, rows_axis, short
+from ghostsim.report.figure import Figure, Table, Trace, View, axis, fill, log_axis, plot, rows_axis, run_mark, short
 from ghostsim.report.store import RunFolder, Steps
 from ghostsim.report.verdict import TIERS, Runs
 from ghostsim.report.verdict_serving import serving_runs
@@ -60,7 +60,7 @@ def latency_shares(run: RunFolder) -> Figure:
     """The share of requests that were as fast or faster."""
     views = [
         View(name, plot([_share(run.requests, label, key, i) for i, label in enumerate(run.requests)], _HEIGHT,
-                        xaxis=axis(f"{name.capitalize()}, ms (log)", type="log", dtick=1, tickformat=",.4~r"),
+                        xaxis=log_axis(f"{name.capitalize()}, ms (log)", _all(run.requests, key)),
                         yaxis=axis("Share of requests", range=[0, 1.02], tickformat=".0%")))
         for name, key in _LATENCIES
     ]  # fmt: skip
@@ -75,6 +75,10 @@ def latency_shares(run: RunFolder) -> Figure:
     return Figure("serving-latency", "Latency of requests", caption, views, Table(header, rows), picker="latency")
 
 
+def _all(requests: Steps, key: str) -> list[float | None]:
+    return [value for columns in requests.values() for value in columns[key]]
+
+
 def _share(requests: Steps, label: str, key: str, index: int) -> Trace:
     values = sorted(value for value in requests[label][key] if value is not None)
     every = max(1, len(values) // _MOST_POINTS)
@@ -84,16 +88,10 @@ def _share(requests: Steps, label: str, key: str, index: int) -> Trace:
 
 
 def _line(label: str, index: int, x: Sequence[float], y: Sequence[float], shape: str = "linear") -> Trace:
-    dash = DASHES[index // len(PALETTE) % len(DASHES)] if index >= len(PALETTE) else DASHES[index % len(DASHES)]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": label,
-        "x": list(x),
-        "y": list(y),
-        "line": {"color": PALETTE[index % len(PALETTE)], "dash": dash, "width": 2, "shape": shape},
-        "hovertemplate": "%{fullData.name}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
-    }
+    hover = "%{fullData.name}: %{x:.4~g}, %{y:.4~g}<extra></extra>"
+    line = run_mark(label, index, mode="lines", x=list(x), y=list(y), hovertemplate=hover)
+    line["line"] |= {"width": 2, "shape": shape}
+    return line
 
 
 def queues_over_time(run: RunFolder) -> Figure:

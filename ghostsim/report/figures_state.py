@@ -21,6 +21,7 @@ from ghostsim.report.figure import (
     plot,
     run_mark,
     short,
+    steps_axis,
 )
 from ghostsim.report.pareto import undominated
 from ghostsim.report.store import RunFolder
@@ -125,11 +126,12 @@ def _state_plot(columns: Columns) -> dict[str, Any]:
         _layer(columns[f"stored_bytes_{tier}"], factor, tier, len(STATES) + index) | {"xaxis": "x2", "yaxis": "y2"}
         for index, tier in enumerate(tiers)
     ]
+    steps = len(columns["tokens_hot"])
     return plot(
         [*(trace for trace in tokens if any(trace["y"])), *(trace | {"stackgroup": "bytes"} for trace in stored)],
         340,
-        xaxis=axis("Decode step", domain=[0, 0.44]),
-        xaxis2=axis("Decode step", domain=[0.56, 1]),
+        xaxis=steps_axis(steps) | {"domain": [0, 0.44]},
+        xaxis2=steps_axis(steps) | {"domain": [0.56, 1]},
         yaxis=axis("Tokens per KV head", rangemode="tozero"),
         yaxis2=axis(f"Kept, {unit}", anchor="x2", rangemode="tozero"),
     )

@@ -90,7 +90,6 @@ def throughput(run: RunFolder) -> Figure:
     bars: Trace = {
         "type": "bar",
         "orientation": "h",
-        "name": "tokens/s",
         "y": list(runs),
         "x": [short(each["tokens_per_s"]) for each in runs.values()],
         "text": [f"{number(each['tokens_per_s'])} (batch {each['batch']})" for each in runs.values()],

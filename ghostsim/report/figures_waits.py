@@ -68,7 +68,8 @@ def what_if(run: RunFolder) -> Figure | None:
     drawn = axis("Change of the mean step, %")
     caption = (
         "Each resource that the steps of a run waited for, twice as fast and all else equal: some steps of the run are "
-        "replayed, with the same bytes in the same order. What is left shows how soon something else takes over."
+        "replayed, with the same bytes in the same order. Further left helps more; what is left of a step shows how "
+        "soon something else takes over."
     )
     traces = dots(list(asked), parts, "twice as fast %{x:.3~g} %")
     figure = plot(traces, row_height(len(asked)), xaxis=drawn, yaxis=rows_axis(list(asked)))

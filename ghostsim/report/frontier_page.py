@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from ghostsim.config.policy import Policy
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, Trace, View, axis, plot, short
-from ghostsim.report.page import PlotlyJs, whole_page, write_text
+from ghostsim.report.page import PlotlyJs, whole_page
 from ghostsim.report.words import at_most, listing, number, plural, share, size
 from ghostsim.study.budgets import OWN
 from ghostsim.study.frontier import Frontier, Point, verdict
@@ -42,12 +41,6 @@ def render_frontier(found: Frontier, plotlyjs: PlotlyJs = "embed") -> str:
         sentences=sentences(found),
         method=_METHOD,
     )
-
-
-def write_frontier_report(found: Frontier, path: Path) -> Path:
-    """Write the page to `path` and return it."""
-    write_text(path, render_frontier(found))
-    return path
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------

@@ -59,7 +59,10 @@ def render(run_dir: Path, plotlyjs: PlotlyJs = "embed") -> str:
         sections,
         title=str(run.metrics["scenario"]),
         run=run,
-        verdict=found,
+        heading=found.heading,
+        answers=found.summary,
+        warnings=found.warnings,
+        sentences=[*found.sentences, *run.manifest.get("notes", [])],
         assumed=_by_source(run),
         labels=list(run.metrics["runs"]),
         models=_models(run),
@@ -92,6 +95,7 @@ def render_compare(run_dirs: Sequence[Path]) -> str:
         "embed",
         [("Figures", found.figures)],
         title="comparison",
+        heading=found.heading,
         compare=found,
         labels=labels_of(runs),
     )
@@ -188,7 +192,7 @@ def whole_page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters |= {"figure": _figure, "slug": lambda name: name.lower().replace(" ", "-")}
     script = _asset(root, "report.js")
     inline = [script] + ([get_plotlyjs()] if plotlyjs == "embed" else [])
     return environment.get_template(template).render(

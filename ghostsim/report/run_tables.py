@@ -27,6 +27,7 @@ _UNIT_OF_ENDING = {
     "_rate": "share",
     "_share": "share",
     "_bytes": "bytes",
+    "migrate": "bytes",
     "_bytes_mean": "bytes",
     "_tokens": "tokens",
 }

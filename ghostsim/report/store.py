@@ -78,6 +78,7 @@ class _Run(BaseModel):
     viability: dict[str, Any] | None = None
     prefetch: dict[str, float] | None = None
     lifecycle: dict[str, float] | None = None
+    prefill: dict[str, Any] | None = None
     quality: _Quality
     energy_mj_per_token: dict[str, float]
     capacity_bytes: dict[str, float]

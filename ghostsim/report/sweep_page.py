@@ -10,13 +10,13 @@ from statistics import fmean
 from typing import Any
 
 from ghostsim.report.figure import (
+    HEAT,
     SYMBOLS,
     Figure,
     Table,
     Trace,
     View,
     axis,
-    fill,
     log_axis,
     loss_bar,
     loss_colour,
@@ -25,17 +25,17 @@ from ghostsim.report.figure import (
     run_mark,
     short,
 )
-from ghostsim.report.figures_time import row_height
 from ghostsim.report.page import PlotlyJs, whole_page, write_text
 from ghostsim.report.pareto import undominated
+from ghostsim.report.search_figures import assumed, search_heading, sensitivity_heading, tornado, trials
 from ghostsim.report.sweep_store import SweepPoint, SweepStore, load_sweep
-from ghostsim.report.words import at_most, listing, number, plural, share, times
+from ghostsim.report.words import listing, loses, number, plural, share, times
 
 PAGE = "sweep.html"
 _P95 = "step_ms.p95"
 _LOST = "quality.lost_mass.max"
 _FLOOR = 1e-8
-_MOST_EFFECTS = 20
+_MOST_COLUMNS, _MOST_TICKS = 8, 12
 _MOST_LINES = 150
 _STILL = 1.001
 """A ratio of latencies up to which a run does not move."""
@@ -50,47 +50,58 @@ def write_sweep_report(folder: Path) -> Path:
 
 def render_sweep(store: SweepStore, plotlyjs: PlotlyJs = "embed") -> str:
     """Return the page; the same store gives the same bytes."""
-    figures = [_heat(store), _lines(store), _main_effects(store), _assumed(store)]
-    sections = [
-        ("Fields", [figure for figure in figures if figure]),
-        ("Trade-offs", [figure for figure in (_pareto(store), _parallel(store)) if figure]),
-    ]
+    name = store.path.resolve().name
     return whole_page(
         "sweep.html.j2",
         plotlyjs,
-        [(name, some) for name, some in sections if some],
-        title=f"sweep {store.path.resolve().name}",
+        _sections(store),
+        title=f"{'sensitivity' if store.effects else 'search' if store.objectives else 'sweep'} {name}",
         store=store,
-        name=store.path.resolve().name,
         heading=_heading(store),
         sentences=_sentences(store),
+        fields=store.fields if len(store.fields) <= _MOST_COLUMNS else [],
         labels=list(store.labels),
         columns=[f"{label} p95, ms" for label in store.labels],
         rows=[(point, [number(point.of(label, _P95)) for label in store.labels]) for point in store.points],
     )
 
 
+def _sections(store: SweepStore) -> list[tuple[str, list[Figure]]]:
+    """Return the figures; numbers that are changed one at a time are no fields to set beside each other."""
+    if store.effects:
+        return [("Assumed numbers", [assumed(store)])]
+    sections = [
+        ("Objectives", [trials(store)]),
+        ("Fields", [_heat(store), _lines(store), _main_effects(store)]),
+        ("Trade-offs", [_pareto(store), _parallel(store)]),
+    ]
+    drawn = [(name, [figure for figure in some if figure]) for name, some in sections]
+    return [(name, some) for name, some in drawn if some]
+
+
 # --- sentences ---------------------------------------------------------------------------------------------------
 
 
 def _heading(store: SweepStore) -> str:
+    if store.effects:
+        return sensitivity_heading(store)
+    return search_heading(store) if store.objectives else _sweep_heading(store)
+
+
+def _sweep_heading(store: SweepStore) -> str:
     """Name the fastest run and point, and the field that moves it most."""
     ranked = [label for label in store.labels if label not in store.not_lossless] or store.labels
     label, point = min(
         ((label, point) for point in store.points for label in ranked if point.of(label, _P95) is not None),
         key=lambda pair: pair[1].of(pair[0], _P95) or math.inf,
     )
-    where = f"with {_settings(store, point)}" if label in _moved(store) else "at any setting"
+    moving = [field for field, (low, high) in _spans(store, label).items() if low and high / low > _STILL]
+    where = f"with {listing([f'{field} {point.settings[field]}' for field in moving])}" if moving else "at any setting"
     lost = point.of(label, _LOST)
-    quality = f", and loses at most {at_most(lost)} of attention mass" if lost is not None else ""
+    quality = "" if lost is None else f", and {loses(lost)}"
     text = f"{label} is fastest {where}: {number(point.of(label, _P95))} ms at p95{quality}"
     moved, by, mover = _largest_mover(store)
     return f"{text}. {mover} moves most: {moved} by {times(by)}." if by > _STILL else f"{text}. No field moves any run."
-
-
-def _settings(store: SweepStore, point: SweepPoint) -> str:
-    fields = store.varied or store.fields
-    return ", ".join(f"{field} {point.settings[field]}" for field in fields) or "the settings of the scenario"
 
 
 def _largest_mover(store: SweepStore) -> tuple[str, float, str]:
@@ -119,13 +130,17 @@ def _moved(store: SweepStore) -> list[str]:
 
 
 def _means(store: SweepStore, label: str, field: str) -> dict[str, float]:
-    """Return a run's p95 by value of a field, the mean over all other fields."""
-    by_value: dict[str, list[float]] = {}
+    """Return a run's p95 by level of a field, the mean over all other fields."""
+    levels, by_level = store.levels(field), dict[str, list[float]]()
     for point in store.points:
         value = point.of(label, _P95)
         if value is not None:
-            by_value.setdefault(point.settings[field], []).append(value)
-    return {value: fmean(some) for value, some in by_value.items()}
+            by_level.setdefault(levels[point.settings[field]], []).append(value)
+    return {level: fmean(some) for level, some in by_level.items()}
+
+
+def _levels(store: SweepStore, field: str) -> list[str]:
+    return list(dict.fromkeys(store.levels(field).values()))
 
 
 def _sentences(store: SweepStore) -> list[str]:
@@ -139,8 +154,12 @@ def _sentences(store: SweepStore) -> list[str]:
         lines.append(f"{plural(missed, 'point')} miss a bound of the scenario.")
     if store.failed:
         lines.append(f"{plural(len(store.failed), 'point')} failed or never ran; points.csv says why.")
+    if any(len(store.levels(field)) > len(_levels(store, field)) for field in store.varied):
+        lines.append("Fields that take many values are shown in ranges.")
     if any(point.page for point in store.points):
-        lines.append("A click on a point of a figure opens the report of that point.")
+        lines.append(
+            "A click on a point of a figure opens its report; the last point under the mouse stands as a link below."
+        )
     return lines
 
 
@@ -151,13 +170,13 @@ def _heat(store: SweepStore) -> Figure | None:
     """p95 over the two fields with the most values, run by run."""
     if len(store.varied) < 2:
         return None
-    across, up = sorted(store.varied, key=lambda field: -len(store.values(field)))[:2]
+    across, up = sorted(store.varied, key=lambda field: -len(_levels(store, field)))[:2]
     views = [View(label, _heat_plot(store, label, across, up)) for label in _moving(store)]
     rows = [
         [label, x, y, number(best.of(label, _P95)) if best else "-"]
         for label in store.labels
-        for y in store.values(up)
-        for x in store.values(across)
+        for y in _levels(store, up)
+        for x in _levels(store, across)
         for best in [_best(store, label, {across: x, up: y})]
     ]
     others = len(store.varied) > 2
@@ -171,18 +190,18 @@ def _heat(store: SweepStore) -> Figure | None:
 
 
 def _best(store: SweepStore, label: str, settings: Mapping[str, str]) -> SweepPoint | None:
-    """Return the fastest point of a run with some settings."""
+    """Return the fastest point of a run at some levels of fields."""
     fitting = [
         point
         for point in store.points
-        if all(point.settings[field] == value for field, value in settings.items())
+        if all(store.levels(field)[point.settings[field]] == level for field, level in settings.items())
         and point.of(label, _P95) is not None
     ]
     return min(fitting, key=lambda point: point.of(label, _P95) or math.inf, default=None)
 
 
 def _heat_plot(store: SweepStore, label: str, across: str, up: str) -> dict[str, Any]:
-    xs, ys = store.values(across), store.values(up)
+    xs, ys = _levels(store, across), _levels(store, up)
     cells = [[_best(store, label, {across: x, up: y}) for x in xs] for y in ys]
     values = [[point.of(label, _P95) if point else None for point in row] for row in cells]
     heat: Trace = {
@@ -192,7 +211,7 @@ def _heat_plot(store: SweepStore, label: str, across: str, up: str) -> dict[str,
         "z": [[None if value is None else short(value) for value in row] for row in values],
         "text": [["" if value is None else number(value) for value in row] for row in values],
         "texttemplate": "%{text}",
-        "colorscale": [[0, "rgba(110,160,210,0.12)"], [0.5, "#5b9bd0"], [1, "#d55e00"]],
+        "colorscale": HEAT,
         "colorbar": {"title": {"text": "p95, ms"}, "thickness": 12},
         **_range([value for row in values for value in row if value is not None]),
         "xgap": 2,
@@ -200,8 +219,9 @@ def _heat_plot(store: SweepStore, label: str, across: str, up: str) -> dict[str,
         "meta": {"pages": [[point.page if point else None for point in row] for row in cells]},
         "hovertemplate": "%{x}, %{y}: %{z:.4~g} ms<extra></extra>",
     }
-    listed = {"type": "category", "categoryorder": "array", "categoryarray": xs}
-    return plot([heat], 200 + 44 * len(ys), xaxis=axis(across, **listed), yaxis=rows_axis(ys) | {"title": {"text": up}})
+    listed = {"type": "category", "categoryorder": "array", "categoryarray": xs, "showgrid": False}
+    rows = rows_axis(ys, showgrid=False, title={"text": up})
+    return plot([heat], 200 + 44 * len(ys), xaxis=axis(across, **listed), yaxis=rows)
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
@@ -227,7 +247,7 @@ def _lines(store: SweepStore) -> Figure | None:
 
 
 def _lines_plot(store: SweepStore, field: str) -> dict[str, Any]:
-    values = store.values(field)
+    values = _levels(store, field)
     hover = "%{fullData.name}, %{x}: %{y:.4~g} ms<extra></extra>"
     by_label = {label: _means(store, label, field) for label in store.labels}
     traces = [
@@ -244,7 +264,7 @@ def _main_effects(store: SweepStore) -> Figure | None:
     """How far each field moves each run: from its best to its worst value."""
     if len(store.varied) < 2:
         return None
-    views = [View(label, _tornado(_spans(store, label), "Mean step latency p95, ms")) for label in _moving(store)]
+    views = [View(label, tornado(_spans(store, label), "Mean step latency p95, ms")) for label in _moving(store)]
     rows = [
         [label, field, number(low), number(high), times(high / low) if low > 0 else "-"]
         for label in store.labels
@@ -262,47 +282,6 @@ def _spans(store: SweepStore, label: str) -> dict[str, tuple[float, float]]:
     means = {field: _means(store, label, field) for field in store.varied}
     spans = {field: (min(each.values()), max(each.values())) for field, each in means.items() if each}
     return dict(sorted(spans.items(), key=lambda item: item[1][0] - item[1][1]))
-
-
-def _tornado(spans: Mapping[str, tuple[float, float]], title: str) -> dict[str, Any]:
-    names = list(spans)
-    bars: Trace = {
-        "type": "bar",
-        "orientation": "h",
-        "y": names,
-        "base": [short(low) for low, _ in spans.values()],
-        "x": [short(high - low) for low, high in spans.values()],
-        "customdata": [f"{number(low)} to {number(high)}" for low, high in spans.values()],
-        "marker": fill(0),
-        "hovertemplate": "%{y}: %{customdata}<extra></extra>",
-    }
-    return plot([bars], row_height(len(names)), showlegend=False, xaxis=axis(title), yaxis=rows_axis(names))
-
-
-def _assumed(store: SweepStore) -> Figure | None:
-    """The assumed numbers that move a verdict most, of a search for sensitivity."""
-    groups: dict[str, dict[str, tuple[float, float]]] = {}
-    for each in store.effects[: _MOST_EFFECTS * max(1, len(store.labels))]:
-        sides = [float(each[name]) for name in ("ratio", "divided", "multiplied") if each[name]]
-        spans = groups.setdefault(f"{each['run']} against {each['baseline']}", {})
-        if len(spans) < _MOST_EFFECTS:
-            spans[f"{each['paths'].split(',')[0]} = {each['value']}"] = (min(sides), max(sides))
-    if not groups:
-        return None
-    views = [
-        View(name, _tornado(spans, "Ratio; above 1 is better than the baseline")) for name, spans in groups.items()
-    ]
-    rows = [
-        [each["run"], each["baseline"], each["paths"], each["value"], each["divided"] or "-", each["ratio"],
-         each["multiplied"] or "-", "yes" if each["flips"] == "true" else "no"]
-        for each in store.effects
-    ]  # fmt: skip
-    caption = (
-        "Each assumed number divided and multiplied by the factor of the search, one at a time. A bar that crosses 1 "
-        "is a number on which the verdict hangs."
-    )
-    header = ["Run", "Baseline", "Number", "Value", "Divided", "As it is", "Multiplied", "Turns the verdict"]
-    return Figure("assumed", "Which assumed number decides", caption, views, Table(header, rows), picker="verdict")
 
 
 Costs = Mapping[tuple[str, str], tuple[float, float, float]]
@@ -334,7 +313,7 @@ def _pareto(store: SweepStore) -> Figure | None:
         yaxis=log_axis("Energy per token, mJ (log)", [energy for *_, energy in costs.values()]),
     )
     rows = [
-        [label, _settings(store, points[name]), number(latency), share(lost if lost > _FLOOR else 0.0), number(energy)]
+        [label, store.describe(points[name]), number(latency), share(lost if lost > _FLOOR else 0.0), number(energy)]
         for (label, name), (latency, lost, energy) in sorted(costs.items(), key=lambda item: item[1])
         if (label, name) in best
     ]
@@ -358,7 +337,7 @@ def _pareto_marks(store: SweepStore, label: str, index: int, all_costs: Costs, b
         "meta": {"run": label, "pages": [points[name].page for name in costs]},
         "x": [short(latency) for latency, _, _ in costs.values()],
         "y": [short(energy) for *_, energy in costs.values()],
-        "customdata": [f"{_settings(store, points[name])}; {share(cost[1])} lost" for name, cost in costs.items()],
+        "customdata": [f"{store.describe(points[name])}; {share(cost[1])} lost" for name, cost in costs.items()],
         "marker": {
             "symbol": [symbol if (label, name) in best else f"{symbol}-open" for name in costs],
             "size": 11,
@@ -376,7 +355,7 @@ def _parallel(store: SweepStore) -> Figure | None:
     if not store.varied or len(store.points) < 3 or not shown:
         return None
     rows = [
-        [label, _settings(store, point), number(point.of(label, _P95)), number(point.energy(label))]
+        [label, store.describe(point), number(point.of(label, _P95)), number(point.energy(label))]
         for label in store.labels
         for point in store.points
     ]
@@ -404,6 +383,7 @@ def _parallel_plot(store: SweepStore, label: str, costs: Costs) -> dict[str, Any
     fields = [_setting(field, store.values(field), points) for field in store.varied]
     names = ("p95, ms", "lost mass", "mJ/token")
     latency, *others = (_outcome(name, values) for name, values in zip(names, outcomes, strict=True))
+    others = [each for each in others if len(each.ticks) > 1]
     dimensions = [*fields, latency, *others]
     traces: list[Trace] = [
         {
@@ -415,7 +395,7 @@ def _parallel_plot(store: SweepStore, label: str, costs: Costs) -> dict[str, Any
             "line": {"color": _between(latency.places[row]), "width": 2, "shape": "spline", "smoothing": 0.5},
             "opacity": 0.8,
             "meta": {"pages": [point.page] * len(dimensions)},
-            "text": f"{_settings(store, point)}: {number(point.of(label, _P95))} ms",
+            "text": f"{store.describe(point)}: {number(point.of(label, _P95))} ms",
             "hovertemplate": "%{text}<extra></extra>",
         }
         for row, point in enumerate(points)
@@ -441,7 +421,8 @@ def _between(place: float) -> str:
 
 def _setting(field: str, values: Sequence[str], points: Sequence[SweepPoint]) -> _Dimension:
     ticks = {value: index / max(1, len(values) - 1) for index, value in enumerate(values)}
-    return _Dimension(field.rpartition(".")[2], [ticks[point.settings[field]] for point in points], ticks)
+    named = ticks if len(ticks) <= _MOST_TICKS else {values[0]: 0.0, values[-1]: 1.0}
+    return _Dimension(field.rpartition(".")[2], [ticks[point.settings[field]] for point in points], named)
 
 
 def _outcome(name: str, values: Sequence[float]) -> _Dimension:

@@ -7,7 +7,8 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ghostsim.errors import Location, StoreError
@@ -15,6 +16,10 @@ from ghostsim.errors import Location, StoreError
 TABLE, SENSITIVITY = "points.csv", "sensitivity.csv"
 _OF_POINT = ("point", "status", "error", "missed")
 _P95 = ".step_ms.p95"
+_TRIAL, _MEETS = "trial", "meets_bounds"
+_DIRECTIONS = ("minimise ", "maximise ")
+_MOST_LEVELS, _RANGES = 12, 4
+"""A field with more values than the first is shown in this many ranges."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class SweepPoint:
     missed: str
     page: str | None
     """Its own report, relative to the store."""
+    trial: str = ""
+    """Its number in a search."""
+    meets_bounds: bool = True
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    """What a search asks for, by direction and path, such as `minimise platform.links.cxl0.width`."""
 
     def of(self, label: str, figure: str) -> float | None:
         """Return a figure of a run."""
@@ -55,13 +65,40 @@ class SweepStore:
     """Rows of sensitivity.csv, the largest first."""
 
     def values(self, field: str) -> list[str]:
-        """Return the values of a field in the order of the points."""
-        return list(dict.fromkeys(point.settings[field] for point in self.points))
+        """Return the values of a field: numbers of one unit by size, others in the order of the points."""
+        found = list(dict.fromkeys(point.settings[field] for point in self.points))
+        return found if self.unit(field) is None else sorted(found, key=lambda value: amount(value) or 0.0)
+
+    def unit(self, field: str) -> str | None:
+        """Return the unit of a field whose values are numbers of one unit, empty for bare numbers."""
+        found = {point.settings[field] for point in self.points}
+        units = {value.partition(" ")[2] for value in found}
+        return units.pop() if len(units) == 1 and all(amount(value) is not None for value in found) else None
+
+    def levels(self, field: str) -> dict[str, str]:
+        """Return each value of a field with how it is shown: itself, or its range where there are many."""
+        values = self.values(field)
+        if len(values) <= _MOST_LEVELS:
+            return {value: value for value in values}
+        ends = [len(values) * part // _RANGES for part in range(_RANGES + 1)]
+        ranges = [values[begin:end] for begin, end in pairwise(ends)]
+        return {value: f"{some[0].partition(' ')[0]} to {some[-1]}" for some in ranges for value in some}
 
     @property
     def varied(self) -> list[str]:
-        """Fields that take more than one value."""
-        return [field for field in self.fields if len(self.values(field)) > 1]
+        """Fields that take more than one value; of those that always change together, the first."""
+        columns = {tuple(point.settings[field] for point in self.points): field for field in reversed(self.fields)}
+        return [field for field in self.fields if field in columns.values() and len(self.values(field)) > 1]
+
+    @property
+    def objectives(self) -> list[str]:
+        """What a search asked for; nothing for a sweep."""
+        return max((list(point.objectives) for point in self.points), key=len)
+
+    def describe(self, point: SweepPoint) -> str:
+        """Name a point by its settings."""
+        named = [f"{field} {point.settings[field]}" for field in self.varied or self.fields if point.settings[field]]
+        return ", ".join(named) or "the settings of the scenario"
 
 
 def load_sweep(path: Path) -> SweepStore:
@@ -77,7 +114,7 @@ def load_sweep(path: Path) -> SweepStore:
         raise StoreError("found other columns, expected the table of a sweep", Location(path / TABLE, 1))
     labels = [name.removesuffix(_P95) for name in header if name.endswith(_P95) and not name.startswith("compare.")]
     begin = next((i for i, name in enumerate(header) if name in {f"{label}.policy" for label in labels}), len(header))
-    fields = header[len(_OF_POINT) : begin]
+    fields = [name for name in header[len(_OF_POINT) : begin] if not _is_of_search(name)]
     done = {row["point"]: row for row in rows if row["status"] == "done"}
     if not done:
         raise StoreError("found no finished point, expected one or more", Location(path / TABLE))
@@ -85,6 +122,10 @@ def load_sweep(path: Path) -> SweepStore:
     points = [_point(path, row, fields, header[begin:]) for row in done.values()]
     effects = _read(path / SENSITIVITY)[1] if (path / SENSITIVITY).is_file() else []
     return SweepStore(path, fields, labels, points, failed, _not_lossless(path, points[0].name), effects)
+
+
+def _is_of_search(name: str) -> bool:
+    return name in (_TRIAL, _MEETS) or name.startswith(_DIRECTIONS)
 
 
 def _not_lossless(path: Path, point: str) -> frozenset[str]:
@@ -100,7 +141,25 @@ def _point(path: Path, row: Mapping[str, str], fields: Sequence[str], columns: S
     page = f"points/{name}/report.html"
     known = re.fullmatch("[0-9a-f]+", name) is not None and (path / page).is_file()
     figures = {column: value for column in columns if (value := _number(row[column])) is not None}
-    return SweepPoint(name, {field: row[field] for field in fields}, figures, row["missed"], page if known else None)
+    return SweepPoint(
+        name,
+        {field: row[field] for field in fields},
+        figures,
+        row["missed"],
+        page if known else None,
+        row.get(_TRIAL, ""),
+        row.get(_MEETS, "true") == "true",
+        {
+            column: value
+            for column in row
+            if column.startswith(_DIRECTIONS) and (value := _number(row[column])) is not None
+        },
+    )
+
+
+def amount(value: str) -> float | None:
+    """Return the number of a setting such as `26 GB/s`."""
+    return _number(value.partition(" ")[0])
 
 
 def _number(cell: str) -> float | None:

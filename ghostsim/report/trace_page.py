@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, View, axis, plot, rows_axis, short, stacked
+from ghostsim.report.figure import (
+    DASHES,
+    PALETTE,
+    SYMBOLS,
+    Figure,
+    Table,
+    View,
+    axis,
+    log_axis,
+    plot,
+    rows_axis,
+    short,
+    stacked,
+)
 from ghostsim.report.figures_time import row_height
-from ghostsim.report.page import whole_page, write_text
+from ghostsim.report.page import whole_page
 from ghostsim.report.words import number, plural, share
 from ghostsim.trace.format import Trace
 from ghostsim.trace.statistics import (
@@ -52,12 +64,6 @@ def render_trace(trace: Trace) -> str:
         warnings=warnings,
         method=_method(found),
     )
-
-
-def write_trace_report(trace: Trace, path: Path) -> Path:
-    """Write the page of a trace to `path` and return it."""
-    write_text(path, render_trace(trace))
-    return path
 
 
 def _heading(trace: Trace, found: TraceStatistics) -> str:
@@ -118,7 +124,7 @@ def published(compared: Sequence[Comparison]) -> Figure:
         [_points(names, ratios, inside, alike=True), _points(names, ratios, inside, alike=False)],
         row_height(len(names)) + 40,
         shapes=[_ALIKE],
-        xaxis=axis("Here / nearer end of the published range (log)", type="log"),
+        xaxis=log_axis("Here / nearer end of the published range (log)", [*ratios, 1 / SLACK, SLACK]),
         yaxis=rows_axis(names),
     )
     rows = [
@@ -197,7 +203,8 @@ def tokens(found: TraceStatistics) -> Figure:
         }
         for i, held in enumerate(SHARES)
     ]
-    drawn = plot(traces, _heads_height(len(labels)), xaxis=axis("Tokens (log)", type="log"), yaxis=rows_axis(labels))
+    across = log_axis("Tokens (log)", _flat(found.tokens_for))
+    drawn = plot(traces, _heads_height(len(labels)), xaxis=across, yaxis=rows_axis(labels))
     spread = [found.tokens_for[..., i] for i in range(len(SHARES))]
     columns = [*spread, found.participation, found.entropy, found.above_uniform]
     header = ["Head", *(f"{held:.0%}" for held in SHARES), "1 / sum p²", "Entropy, nats", "Above uniform"]

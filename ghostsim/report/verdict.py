@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ghostsim.report.verdict_serving import best_server, grid_text, serving_heading, serving_runs, serving_summary
-from ghostsim.report.words import at_most, listing, number, plural, share, times
+from ghostsim.report.words import at_most, listing, loses, number, plural, share, times
 
 _EVEN = 0.02
 """Ratios this close to 1 are called equal: closer than the models are accurate."""
@@ -211,7 +211,7 @@ def _price(runs: Runs, label: str, facts: Facts, pays: bool | None) -> str:
 
 def _loss(run: Run, not_lossless: bool) -> str:
     lost, certified = run["quality"]["lost_mass"]["max"], run["quality"].get("certified_mass")
-    text = f"loses at most {at_most(lost)} of attention mass"
+    text = loses(lost)
     if is_sound(run) and certified and lost > 0:
         text += f" (certified: {at_most(certified['max'])})"
     return text + (" and is not lossless, because its format changes scores" if not_lossless else "")
@@ -271,7 +271,7 @@ def _worst(run: Run) -> str:
 
 def _placed_otherwise(runs: Runs, label: str) -> str:
     twins = [name for name in runs if name != label and runs[name]["policy"] == runs[label]["policy"]]
-    if not twins:
+    if all(runs[name]["tokens_per_s"] == runs[label]["tokens_per_s"] for name in twins):
         return ""
     rates = listing([f"{name} {number(runs[name]['tokens_per_s'])} tokens/s" for name in twins])
     return f"The same policy placed otherwise: {rates}, against {number(runs[label]['tokens_per_s'])} for {label}."

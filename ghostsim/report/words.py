@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits}g}")
     if abs(rounded) >= 10 ** (digits - 1):
         return f"{rounded if abs(value) >= 1e15 else round(value):,.0f}"
-    text = f"{rounded:.{digits + 4}f}".rstrip("0").rstrip(".")
+    text = f"{rounded:,.{digits + 4}f}".rstrip("0").rstrip(".")
     return text or "0"
 
 
@@ -41,6 +41,11 @@ def at_most(value: float) -> str:
     scale = 10.0**digits
     # a product such as 0.12 * 100 may exceed 12 by its rounding alone
     return f"{number(math.ceil(value * 100 * scale - 1e-9) / scale, 2)} %" if value < 0.1 else share(value)
+
+
+def loses(lost: float) -> str:
+    """Say how much attention mass is lost at most."""
+    return f"loses at most {at_most(lost)} of attention mass" if lost > 0 else "loses no attention mass"
 
 
 def size(nbytes: float | None) -> str:

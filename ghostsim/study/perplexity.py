@@ -18,7 +18,7 @@ from ghostsim.errors import ConfigError, InputError, UsageError
 from ghostsim.policy.formats import codec_known
 from ghostsim.policy.variants import by_head
 from ghostsim.study.facts import Script
-from ghostsim.trace.record import MIN_QUERIES, require_torch
+from ghostsim.trace.record import MIN_QUERIES, require_model, require_torch
 
 if TYPE_CHECKING:
     from ghostsim.study.closed_loop import Decoded, Reads
@@ -115,6 +115,7 @@ def _check(asked: Decode) -> None:
     for policy in asked.policies:
         _check_policy(policy)
     require_torch("a decode")
+    require_model(asked.model)
 
 
 def _check_policy(policy: Policy) -> None:

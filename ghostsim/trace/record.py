@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostsim.errors import InvariantError, UsageError
+from ghostsim.errors import InputError, InvariantError, UsageError
 from ghostsim.trace.format import MANIFEST, Trace
 from ghostsim.trace.manifest import read_manifest
 from ghostsim.trace.write import TraceWriter
 
 Say = Callable[[str], None]
 MIN_QUERIES = 64
+_PATIENCE_S = 5.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -96,6 +97,7 @@ def _check_options(asked: Recording) -> None:
     if asked.queries < MIN_QUERIES:
         raise UsageError(f"--q-prompt: found {asked.queries}, expected at least {MIN_QUERIES}, or all")
     require_torch("recording")
+    require_model(asked.model)
 
 
 def require_torch(what: str) -> None:
@@ -111,6 +113,31 @@ def require_torch(what: str) -> None:
         raise UsageError(
             f"found no {' and no '.join(missing)}, which {what} needs, expected: pip install 'ghostsim[record]'"
         )
+
+
+def require_model(name: str) -> None:
+    """Refuse a model that is no folder, not in the hub's cache and not on the hub.
+
+    The hub is asked once and briefly: whoever loads the model would try again and again.
+
+    Raises
+    ------
+    InputError
+        If it is nowhere, or the hub cannot be reached.
+    """
+    if Path(name).is_dir():
+        return
+    import huggingface_hub  # noqa: PLC0415  (comes with transformers)
+
+    try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            huggingface_hub.HfApi().model_info(name, timeout=_PATIENCE_S)
+    except Exception as error:  # noqa: BLE001  (it raises its own errors and those of its client)
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"MODEL: found {name!r}, which is no folder here and was not found online ({reason}), "
+            "expected the folder or the name of a causal language model"
+        ) from None
 
 
 def layer_numbers(text: str) -> tuple[int, ...] | None:

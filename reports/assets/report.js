@@ -8,10 +8,10 @@
   const DIMMED = 0.15;
 
   const colours = (print) => {
-    if (print) return { ink: "#000000", line: "#bbbbbb", paper: "#ffffff" };
+    if (print) return { ink: "#000000", line: "#bbbbbb", paper: "#ffffff", soft: "#ffffff" };
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
-    return { ink: read("--ink"), line: read("--line"), paper: read("--paper") };
+    return { ink: read("--ink"), line: read("--line"), paper: read("--paper"), soft: read("--soft") };
   };
 
   // What depends on the reader's scheme; everything else of a figure comes from the program.
@@ -35,6 +35,14 @@
     }
     return changes;
   };
+
+  // The lowest colour of a heat map is the ground of the page, so that its numbers read in every scheme.
+  const heats = (data) => data.flatMap((trace, at) => (trace.type === "heatmap" ? [at] : []));
+  const heated = ({ colorscale }, print) => [[0, colours(print).soft], ...colorscale.slice(1)];
+  // Copies: Plotly writes what it is told later into the traces that it was given.
+  const grounded = (data) => data.map((trace) => (
+    trace.type === "heatmap" ? { ...trace, colorscale: heated(trace, false) } : { ...trace }
+  ));
 
   const merged = (layout, changes) => {
     const copy = JSON.parse(JSON.stringify(layout));
@@ -136,12 +144,29 @@
     emphasiseAll(picked);
   };
 
+  // Points with a report of their own: a click opens it, and the last one under the mouse stands as a link below.
+  const pageOf = (point) => [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
+  const offer = (node, point) => {
+    const page = pageOf(point);
+    node.classList.toggle("leads", Boolean(page));
+    if (!page) return;
+    const figure = document.getElementById(node.dataset.figure);
+    const link = figure.querySelector("a.under") ?? document.createElement("a");
+    if (!link.isConnected) figure.querySelector(".drawing").after(link);
+    link.className = "under";
+    link.href = page;
+    link.textContent = `Report of the point ${page.split("/").at(-2)}`;
+  };
+
   const listen = (node) => {
-    node.on("plotly_hover", (event) => hover(runOf(event.points[0]), node));
+    node.on("plotly_hover", (event) => {
+      offer(node, event.points[0]);
+      hover(runOf(event.points[0]), node);
+    });
     node.on("plotly_unhover", () => hover(null, node));
     node.on("plotly_click", (event) => {
       const point = event.points[0];
-      const page = [point.pointNumber].flat().reduce((pages, at) => pages?.[at], point.data.meta?.pages);
+      const page = pageOf(point);
       if (page) window.location.assign(page);
       else if (runOf(point) !== null) pickRun(runOf(point));
     });
@@ -160,7 +185,7 @@
     const { data, layout } = shown(node);
     const first = !node.classList.contains("js-plotly-plot");
     node.style.minHeight = `${layout.height}px`;
-    await Plotly.react(node, data, merged(layout, theme(layout, false)), config);
+    await Plotly.react(node, grounded(data), merged(layout, theme(layout, false)), config);
     if (first) {
       listen(node);
       seen.observe(node);
@@ -173,7 +198,10 @@
   });
 
   const repaint = (print) => {
-    for (const node of drawings()) Plotly.relayout(node, theme(node.layout, print));
+    for (const node of drawings()) {
+      Plotly.relayout(node, theme(node.layout, print));
+      for (const at of heats(node.data)) Plotly.restyle(node, { colorscale: [heated(node.data[at], print)] }, [at]);
+    }
   };
 
   const pick = (select) => {

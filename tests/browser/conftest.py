@@ -2,10 +2,12 @@
 
 import csv
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
+from browsing import browser, visited
 
 from ghostsim.export.timeline import Counter, Slice, write_timeline
 
@@ -194,6 +196,19 @@ def write_folder(folder: Path, found=None, effective=None, about=None) -> Path:
         writer.writerows(rows)
     timeline(folder / "timeline.json.gz")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(chromium):
+    """Return a function that opens a file in the browser; what it opened is closed with the test."""
+    with ExitStack() as opened:
+        yield lambda path, fragment="", **options: opened.enter_context(visited(chromium, path, fragment, **options))
 
 
 @pytest.fixture

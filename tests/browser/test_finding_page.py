@@ -1,7 +1,7 @@
 """Does the page of a finding draw what it says, without a network, whatever its texts are?"""
 
 import pytest
-from browsing import browse, drawn, figures, needs_browser
+from browsing import needs_browser
 
 from ghostsim.config.expressions import Columns
 from ghostsim.config.load import load_finding
@@ -40,10 +40,10 @@ def folder(tmp_path):
 
 
 @needs_browser
-def test_every_figure_renders_offline_without_console_error(folder, tmp_path):
-    dom, said = browse(folder / "width" / "index.html", tmp_path / "profile")
-    assert said == []
-    assert drawn(dom) == figures(dom) == {"chart-a", "chart-b", "chart-c"}
+def test_every_figure_renders_offline_without_console_error(folder, visit):
+    tab = visit(folder / "width" / "index.html")
+    assert tab.drawn() == tab.figures() == {"chart-a", "chart-b", "chart-c"}
+    assert tab.said == []
 
 
 @pytest.mark.parametrize("page", ["width/index.html", "index.html"])

@@ -87,6 +87,13 @@ def test_headings_descend_one_level_at_a_time(run_folder):
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
+def test_no_two_parts_of_a_page_share_an_id_and_every_link_inside_it_leads_somewhere(run_folder):
+    page = own_part(render(run_folder))
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(set(ids)) == len(ids)
+    assert {link[1:] for link in _Page(page).links if link.startswith("#")} <= set(ids)
+
+
 def test_heading_names_label_factor_percentile_limit_and_lost_mass(run_folder):
     heading = re.search("<h1>(.*?)</h1>", render(run_folder), re.DOTALL)[1]
     for expected in ("ghostkv_gpu", "19x fewer tokens/s", "2.27x faster at p95", "pcie0 (95 % busy)", "0.41 %"):

@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from browsing import browse, drawn, figures, needs_browser
+from browsing import needs_browser
 
 from ghostsim.errors import StoreError
 from ghostsim.report.pareto import undominated
@@ -67,12 +67,34 @@ def test_heading_names_the_fastest_lossless_run_and_the_field_that_moves_most(sw
 
 
 @needs_browser
-def test_every_figure_of_a_sweep_renders_without_console_error(tmp_path):
-    folder = write_store(tmp_path / "sweep", effects=EFFECTS)
-    dom, console = browse(write_sweep_report(folder), tmp_path / "profile")
-    assert figures(dom) == {"heat", "along", "effects", "assumed", "pareto", "parallel"}
-    assert drawn(dom) == figures(dom)
-    assert console == []
+def test_every_figure_of_a_sweep_renders_without_console_error(tmp_path, visit):
+    tab = visit(write_sweep_report(write_store(tmp_path / "sweep")))
+    assert tab.drawn() == tab.figures() == {"heat", "along", "effects", "pareto", "parallel"}
+    assert tab.said == []
+
+
+@needs_browser
+def test_point_under_the_mouse_is_a_link_to_its_own_report_and_a_click_opens_it(sweep_folder, visit):
+    for row in rows():
+        (sweep_folder / "points" / row["point"] / "report.html").write_text(f"<title>{row['point']}</title>")
+    tab = visit(write_sweep_report(sweep_folder))
+    tab.page.locator("#pareto .points path").first.hover(force=True)
+    link = tab.page.locator("#pareto a.under")
+    link.wait_for()
+    page = link.get_attribute("href")
+    assert (sweep_folder / page).is_file()
+    assert tab.said == []
+    tab.page.locator("#pareto .points path").first.click(force=True)
+    tab.page.wait_for_url(f"**/{page}")
+    assert page == f"points/{tab.page.title()}/report.html"
+
+
+@needs_browser
+def test_points_without_a_report_offer_no_link(sweep_folder, visit):
+    tab = visit(write_sweep_report(sweep_folder))
+    tab.page.locator("#pareto .points path").first.hover(force=True)
+    tab.page.locator("#pareto .hoverlayer .hovertext").first.wait_for()
+    assert tab.page.locator("a.under").count() == 0
 
 
 def test_points_lead_to_their_reports_where_they_have_one(sweep_folder):
@@ -87,6 +109,78 @@ def test_sweep_of_one_field_has_no_heat_map(tmp_path):
     page = render_sweep(load_sweep(write_store(tmp_path / "sweep", some)))
     assert 'id="heat"' not in page
     assert 'id="along"' in page
+
+
+# --- searches ----------------------------------------------------------------------------------------------------
+
+
+def searched(objectives, fits):
+    """Return rows as a search writes them: a number, whether the bounds are met, objectives, then fields."""
+    for number, row in enumerate(rows()):
+        own = {
+            "trial": number,
+            "meets_bounds": str(fits(row)).lower(),
+            **{name: value(row) for name, value in objectives.items()},
+        }
+        head, tail = dict(list(row.items())[:4]), dict(list(row.items())[4:])
+        yield {**head, **own, **tail}
+
+
+SMALLEST = {f"minimise {WIDTH}": lambda row: float(row[WIDTH])}
+
+
+def test_heading_of_a_search_is_its_best_point(tmp_path):
+    some = list(searched(SMALLEST, lambda row: row[RATE] == "55.4 GB/s" and row[WIDTH] > 4))
+    page = render_sweep(load_sweep(write_store(tmp_path / "search", some)))
+    assert f"<h1>Best of all: {WIDTH} 8, {RATE} 55.4 GB/s. 2 of 6 points meet the bounds.</h1>" in page
+    assert '<p class="crumb">ghostsim · search search</p>' in page
+
+
+def test_search_whose_points_all_miss_a_bound_says_so(tmp_path):
+    some = list(searched(SMALLEST, lambda _: False))
+    page = render_sweep(load_sweep(write_store(tmp_path / "search", some)))
+    assert "No point meets the bounds: 0 of 6 points meet the bounds." in page
+
+
+def test_what_a_search_says_of_its_trials_is_no_field(tmp_path):
+    store = load_sweep(write_store(tmp_path / "search", list(searched(SMALLEST, lambda _: True))))
+    assert store.varied == [WIDTH, RATE]
+
+
+@needs_browser
+def test_every_figure_of_a_search_renders_without_console_error(tmp_path, visit):
+    both = SMALLEST | {"maximise ghost.tokens_per_s": lambda row: 1 / row["ghost.step_ms.p95"]}
+    some = list(searched(both, lambda row: row[WIDTH] > 4))
+    tab = visit(write_sweep_report(write_store(tmp_path / "search", some)))
+    assert tab.drawn() == tab.figures() == {"trials", "heat", "along", "effects", "pareto", "parallel"}
+    assert tab.said == []
+
+
+def test_fields_of_many_values_are_shown_in_ranges(tmp_path):
+    some = [row | {"point": f"{i:016x}", RATE: f"{i + 0.5} GB/s"} for i, row in enumerate([*rows(), *rows(), *rows()])]
+    store = load_sweep(write_store(tmp_path / "sweep", some))
+    assert list(dict.fromkeys(store.levels(RATE).values())) == [
+        "0.5 to 3.5 GB/s", "4.5 to 8.5 GB/s", "9.5 to 12.5 GB/s", "13.5 to 17.5 GB/s"]  # fmt: skip
+
+
+def test_fields_that_change_together_are_one(tmp_path):
+    store = load_sweep(write_store(tmp_path / "sweep", [row | {RATE: row[WIDTH]} for row in rows()]))
+    assert store.varied == [WIDTH]
+
+
+# --- assumed numbers ---------------------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_sensitivity_is_a_tornado_under_its_verdict(tmp_path, visit):
+    tab = visit(write_sweep_report(write_store(tmp_path / "assumed", effects=EFFECTS)))
+    assert tab.drawn() == tab.figures() == {"assumed"}
+    assert tab.page.locator("h1").text_content() == (
+        "ghost against full: 0.9x, turned by platform.a; platform.a moves it most (0.5x to 1.2x)."
+    )
+    first, second = (tab.page.locator(f"#assumed .ytick:has-text('platform.{name}')") for name in "ab")
+    assert first.bounding_box()["y"] < second.bounding_box()["y"]
+    assert tab.said == []
 
 
 def test_failed_points_are_named_with_their_reason(tmp_path):

@@ -5,6 +5,27 @@ import subprocess
 import sys
 
 import pytest
+from tiny import SCENARIO
+
+
+@pytest.fixture(scope="session")
+def selections(tmp_path_factory):
+    """Return a cache that lives as long as the tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def beside_tiny(tmp_path, monkeypatch, selections):
+    """Return a function that writes a file beside the tiny scenario; what is computed of it is cached."""
+    monkeypatch.setenv("GHOSTSIM_CACHE", str(selections))
+    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+
+    def write(name, text):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

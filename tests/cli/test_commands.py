@@ -133,15 +133,6 @@ def test_what_is_not_there_is_refused_in_one_line(refused, code, args):
     assert "expected" in refused(code, *args)
 
 
-@pytest.mark.parametrize(
-    "args", [("run",), ("nonsense",), ("list", "nonsense"), ("run", "x", "--seed", "-1"), ("run", "x", "--nonsense")]
-)
-def test_wrong_usage_exits_2(ghostsim, tmp_path, args):
-    result = ghostsim(*args, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-
-
 def test_help_names_the_exit_codes(ghostsim, tmp_path):
     text = ghostsim("--help", cwd=tmp_path).stdout
     assert "130 interrupted" in " ".join(text.split())
@@ -151,3 +142,27 @@ def test_help_names_the_exit_codes(ghostsim, tmp_path):
 def test_help_cuts_no_line_short(ghostsim, tmp_path, group):
     text = ghostsim(*group, "--help", cwd=tmp_path, COLUMNS="80").stdout
     assert "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "--nope"], "No such option: --nope"),
+        (["run", "cxl_pim", "--seed", "x"], "Invalid value for '--seed'"),
+        (["run"], "Missing argument 'scenario'"),
+        (["list", "nope"], "Invalid value for 'kind': 'nope' is not one of 'parts', "),
+        (["nope"], "No such command 'nope'"),
+        (["trace", "nope"], "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_leads_to_the_help(refused, args, words):
+    line = refused(2, *args)
+    assert line.startswith(f"error: {words}")
+    assert line.endswith("--help")
+
+
+@pytest.mark.parametrize("args", [[], ["trace"]])
+def test_a_command_without_arguments_prints_its_help(ghostsim, tmp_path, args):
+    bare, asked = ghostsim(*args, cwd=tmp_path), ghostsim(*args, "--help", cwd=tmp_path)
+    assert asked.returncode == 0
+    assert (bare.stdout + bare.stderr).strip() == asked.stdout.strip()

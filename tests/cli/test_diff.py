@@ -4,27 +4,17 @@ import json
 import shutil
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.errors import StoreError
 from ghostsim.sweep.diff import diff_runs, diff_text
 from ghostsim.sweep.executor import run_sweep
 
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-baseline: [full]
-"""
 RATE = "platform.devices.host0.root_complex"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, selections):
     """Return run folders of one scenario: as it is, slower hardware, a larger batch, a smaller policy."""
     root = tmp_path_factory.mktemp("diff")
     (root / "tiny.yaml").write_text(SCENARIO)
@@ -33,7 +23,7 @@ def folders(tmp_path_factory):
         "dram}, {runs.offload.policy: streaming_llm}]\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GHOSTSIM_CACHE", str(root / "cache"))
+        patch.setenv("GHOSTSIM_CACHE", str(selections))
         done = run_sweep(root / "sweep.yaml", [], root / "out").folder
     names = [line.split(",")[0] for line in (done / "points.csv").read_text().splitlines()[1:]]
     return [done / "points" / name for name in names]

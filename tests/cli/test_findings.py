@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.config.catalogue import files
 from ghostsim.config.expressions import Columns
@@ -16,17 +17,6 @@ SWEEP = """
 schema: 1
 scenario: tiny.yaml
 grid: {workload.steps: [1, 2], platform.links.cxl0.width: [4, 16]}
-"""
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-baseline: [full]
 """
 FINDING = """
 schema: 1
@@ -46,6 +36,18 @@ tables:
 - {title: all, columns: {lanes: grid.platform.links.cxl0.width, ms: grid.offload.step_ms.p95, lossless: one.runs.full.batch}}
 not_covered: ["other links"]
 """  # noqa: E501
+LOOP = """
+schema: 1
+title: Loop
+question: "Does full attention read everything?"
+evidence:
+  loop: {perplexity: docs_5m, text: natural_4k/token_ids.npy, policies: [full], prompt: 64, steps: 2}
+claims:
+- {name: all, says: "everything is read", value: loop.policies.full.read_share, holds: "== 1"}
+verdict:
+- {when: all, says: "Yes."}
+- {says: "No."}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_the_verdict_holds_the_numbers_of_its_claims(answered):
     _, found, _ = answered
     claims = found["claims"]
     told = (written(claims[name]["value"], "x") for name in ("slow", "wider"))
-    assert found["verdict"] == "No: it takes {} as long, {} at 16 lanes.".format(*told)
+    assert found["verdict"] == found["headline"] == "No: it takes {} as long, {} at 16 lanes.".format(*told)
 
 
 def test_a_claim_without_a_bar_is_a_figure_only(answered):
@@ -195,11 +197,28 @@ def test_every_bundled_finding_is_valid(name):
     assert load_finding(name).value.claims
 
 
-def test_the_gallery_holds_the_findings_that_are_bundled():
-    result = Path(__file__).parents[2] / "reports" / "gallery" / "findings" / "findings.json"
-    if not result.is_file():
+GALLERY = Path(__file__).parents[2] / "reports" / "gallery" / "findings"
+
+
+@pytest.fixture
+def gallery():
+    if not (GALLERY / "findings.json").is_file():
         pytest.skip("no gallery here")
-    assert set(json.loads(result.read_text())["findings"]) == set(files("finding"))
+    return json.loads((GALLERY / "findings.json").read_text())["findings"]
+
+
+def test_the_gallery_holds_the_findings_that_are_bundled(gallery):
+    assert set(gallery) == set(files("finding"))
+
+
+def test_the_readme_says_what_the_gallery_says(gallery):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    part = readme.partition("<!-- findings:begin -->")[2].partition("<!-- findings:end -->")[0]
+    told = (
+        f"- [{each['title']}](reports/gallery/findings/{name}/index.html): {each['headline']}"
+        for name, each in gallery.items()
+    )
+    assert part.strip() == "\n".join(told)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +226,12 @@ def test_the_gallery_holds_the_findings_that_are_bundled():
 )
 def test_a_value_is_written_with_its_unit(value, unit, text):
     assert written(value, unit) == text
+
+
+def test_a_model_may_read_token_ids(tmp_path, ghostsim):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    (tmp_path / "loop.yaml").write_text(LOOP)
+    result = ghostsim("findings", "loop.yaml", "--out", "out", "--json", cwd=tmp_path, GHOSTSIM_CACHE=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["findings"]["loop"]["verdict"] == "Yes."

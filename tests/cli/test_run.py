@@ -117,7 +117,7 @@ def test_run_keys(metrics):
     for run in metrics["runs"].values():
         assert set(run) == {
             "policy", "platform", "batch", "step_ms", "tokens_per_s", "bytes_per_step", "utilisation",
-            "critical_path_ms", "waits_ms", "read_amplification", "viability", "lifecycle", "prefetch",
+            "critical_path_ms", "waits_ms", "read_amplification", "viability", "lifecycle", "prefill", "prefetch",
             "quality", "energy_mj_per_token", "capacity_bytes",
         }  # fmt: skip
         assert set(run["step_ms"]) == {"mean", "p50", "p95", "p99", "max", "n"}

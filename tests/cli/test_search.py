@@ -5,6 +5,7 @@ import json
 import sqlite3
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.errors import ConfigError, StoreError, UsageError
 from ghostsim.sweep import search as searching
@@ -15,18 +16,7 @@ from ghostsim.sweep.sensitivity import run_sensitivity
 
 optuna = pytest.importorskip("optuna")
 
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-  beside: {policy: full, kv_tier: dram}
-baseline: [full]
-"""
+BESIDE = SCENARIO.replace("baseline:", "  beside: {policy: full, kv_tier: dram}\nbaseline:")
 LINK = "platform.links.cxl0.width"
 RATE = "platform.devices.host0.root_complex"
 SEARCH = f"""
@@ -42,23 +32,11 @@ trials: 10
 """
 
 
-@pytest.fixture(scope="module")
-def selections(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def spec(tmp_path, monkeypatch, selections):
-    """Return a function that writes a search beside its scenario; caches live as long as this module."""
-    monkeypatch.setenv("GHOSTSIM_CACHE", str(selections))
-    (tmp_path / "tiny.yaml").write_text(SCENARIO)
-
-    def write(text=SEARCH, old="", new=""):
-        path = tmp_path / "spec.yaml"
-        path.write_text(text.replace(old, new) if old else text)
-        return path
-
-    return write
+def spec(beside_tiny):
+    """Return a function that writes a search of the tiny scenario and of one run more."""
+    beside_tiny("tiny.yaml", BESIDE)
+    return lambda text=SEARCH, old="", new="": beside_tiny("spec.yaml", text.replace(old, new) if old else text)
 
 
 def searched(path, out, **options):
@@ -202,7 +180,9 @@ def test_the_command_prints_the_best_point(spec, tmp_path, ghostsim, selections)
     assert (found["trials"], found["failed"], found["objectives"]) == (8, 0, {RATE: "minimise"})
     assert found["best"][0]["settings"]["workload.steps"] == 1
     assert found["best"][0]["gaps"]["offload.step_ms.p95 <= 3 * full.step_ms.p95"] <= 0
-    assert ended.stderr.splitlines()[-1] == "out"
+    assert ended.stderr.splitlines() == ["out/sweep.html", "out"]
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert f"{RATE} {found['best'][0]['settings'][RATE]}. " in page.partition("</h1>")[0]
 
 
 @pytest.mark.slow
@@ -218,8 +198,9 @@ def test_bounds_that_no_point_meets_end_the_command_with_five(spec, tmp_path, gh
     ended = ghostsim("search", "spec.yaml", "--out", "out", cwd=tmp_path, GHOSTSIM_CACHE=str(selections))
     assert ended.returncode == 5, ended.stderr
     assert ended.stdout.startswith("2 trials, 0 failed, 0 meet the bounds\nclosest: trial ")
-    assert ended.stderr.splitlines()[-2:] == [
-        "error: found no point that meets the bounds, expected one; see points.csv", "out"]  # fmt: skip
+    error = "error: found no point that meets the bounds, expected one; see points.csv"
+    assert ended.stderr.splitlines() == ["out/sweep.html", error, "out"]
+    assert "No point meets the bounds" in (tmp_path / "out" / "sweep.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +260,7 @@ def test_a_number_that_two_devices_take_from_one_part_is_one_assumption(spec, tm
 
 @pytest.mark.slow
 def test_a_verdict_on_the_edge_is_flipped_by_what_moves_it(spec, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(SCENARIO.replace("baseline: [full]", "baseline: [beside]"))
+    (tmp_path / "tiny.yaml").write_text(BESIDE.replace("baseline: [full]", "baseline: [beside]"))
     by_path, found = effects(spec(SENSITIVITY, "[full, offload]", "[beside, offload]"), tmp_path / "out")
     flips = {path for path, effect in by_path.items() if effect.flips}
     for path, effect in by_path.items():
@@ -310,6 +291,7 @@ def test_the_command_prints_and_writes_the_effects(spec, tmp_path, ghostsim, sel
     found = json.loads(ended.stdout)
     assert len(found["effects"]) == len(rows(tmp_path / "out", "sensitivity.csv")) > 20
     assert found["ratios"]["full"]["offload"] < 1
+    assert "<h1>offload against full: 0." in (tmp_path / "out" / "sweep.html").read_text()
     text = ghostsim(
         "search", "spec.yaml", "--out", "out", "--resume", cwd=tmp_path, GHOSTSIM_CACHE=str(selections)
     ).stdout

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import SCENARIO
 
 from ghostsim.config.load import load_scenario
 from ghostsim.errors import ConfigError, GhostsimError, StoreError, UsageError
@@ -18,37 +19,13 @@ from ghostsim.sweep import worker
 from ghostsim.sweep.compare import compare_runs, comparison_text
 from ghostsim.sweep.executor import run_sweep
 
-SCENARIO = """
-schema: 1
-name: tiny
-model: docs_5m
-platform: h100_cxl_pim
-workload: {trace: natural_4k, batch: 1, steps: 2}
-runs:
-  full: {policy: full}
-  offload: {policy: full, kv_tier: cxl}
-baseline: [full]
-"""
 BATCHES = "grid: {workload.batch: [1, 2, 3]}"
 
 
-@pytest.fixture(scope="module")
-def selections(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def sweep(tmp_path, monkeypatch, selections):
-    """Return a function that writes a sweep beside its scenario; caches live as long as this module."""
-    monkeypatch.setenv("GHOSTSIM_CACHE", str(selections))
-    (tmp_path / "tiny.yaml").write_text(SCENARIO)
-
-    def write(axes, name="sweep"):
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(f"schema: 1\nscenario: tiny.yaml\n{axes}\n")
-        return path
-
-    return write
+def sweep(beside_tiny):
+    """Return a function that writes a sweep of the tiny scenario."""
+    return lambda axes, name="sweep": beside_tiny(f"{name}.yaml", f"schema: 1\nscenario: tiny.yaml\n{axes}\n")
 
 
 def rows(folder):

@@ -7,8 +7,12 @@ import pytest
 from invented import CXL, HBM, OFFLOAD, llama, policy, selection, simulate
 from rig import Rig
 
+from ghostsim.config.load import load_scenario
 from ghostsim.devices.link import answer_seconds, data_bandwidth
 from ghostsim.metrics.collect import run_metrics
+from ghostsim.pipeline.decode import placement_of
+from ghostsim.plan.selection import GROUPS
+from ghostsim.policy.evaluation import groups_of
 from ghostsim.timing import flit
 
 MODEL = llama("layers=2")
@@ -39,6 +43,69 @@ def test_scattered_tokens_take_whole_units(place, run_tokens):
 def test_longer_runs_share_the_page_of_a_drive():
     found = [amplification("ghostkv", "drive", tokens) for tokens in (1, 4, 16)]
     assert found == pytest.approx([32, 8, 2])
+
+
+# --- pieces that share a page -------------------------------------------------------------------------------------
+
+
+COLD = 16384
+
+
+@pytest.fixture(params=[4096, 8192, 16384])
+def page(request):
+    return request.param
+
+
+def paged(reads, page):
+    """Return the amplification of a drive with such pages, for one mask [cold tokens] of reads per layer and head."""
+    shape = (1, MODEL.layers, MODEL.kv_heads, 1)
+    masks = [reads(number) for number in range(MODEL.layers * MODEL.kv_heads)]
+    tokens, runs = (
+        [count(mask) for mask in masks] for count in (np.count_nonzero, lambda m: np.diff(m, prepend=0).clip(0).sum())
+    )
+    groups = np.reshape([groups_of(mask.astype(bool), 0) for mask in masks], (len(masks), 1, GROUPS))
+    of, place = policy("ghostkv"), replace(PLACES["drive"][0], unit_bytes=page)
+    chosen = selection(
+        of, MODEL, hot=260, cold=COLD, read=np.reshape(tokens, shape), runs=np.reshape(runs, shape), groups=groups
+    )
+    record = simulate(chosen, of, MODEL, place, 1, sets=(f"devices.ssd0.page={page} B",)).record
+    return run_metrics(record)["read_amplification"]["ssd"]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.4])
+def test_random_tokens_read_as_many_pages_as_balls_fill_bins(page, share):
+    """A page of g of T tokens is left alone with probability C(T - g, n) / C(T, n); sizes lie on a grid of 9 %."""
+    n, g = int(share * COLD), page // 512
+    alone = np.exp(sum(np.log((COLD - n - i) / (COLD - i)) for i in range(g)))
+
+    def reads(seed):
+        return np.isin(np.arange(COLD), np.random.default_rng(seed).choice(COLD, n, replace=False)).astype(int)
+
+    assert paged(reads, page) == pytest.approx(COLD / g * (1 - alone) * page / (512 * n), rel=0.05)
+
+
+def test_every_other_token_reads_every_page_once(page):
+    assert paged(lambda _: np.arange(COLD) % 2, page) == pytest.approx(2, rel=0.05)
+
+
+def test_one_token_a_page_shares_none(page):
+    g = page // 512
+    assert paged(lambda _: (np.arange(COLD) % g == 0).astype(int), page) == pytest.approx(g)
+
+
+def test_a_run_knows_the_page_of_its_drive():
+    sets = ("runs.ghostkv_gpu.kv_tier=ssd",)
+    assert placement_of(load_scenario("recorded_4k", sets).value.runs["ghostkv_gpu"]).unit_bytes == 16384
+
+
+@pytest.mark.parametrize(("place", "taken"), [("host memory", 128), ("expander", 128), ("hbm", 96)])
+def test_a_record_takes_whole_accesses(place, taken):
+    """K and V of 2 bits with a scale and a minimum: 72 B, in accesses of 64 B, of 32 B in HBM."""
+    placement, tier, _ = PLACES[place]
+    of = policy("ghostkv_onepass", "keep.0.format={int: {bits: 2, group: 128}}")
+    chosen = selection(of, MODEL, hot=260, cold=COLD, read=TOKENS, runs=TOKENS)
+    found = run_metrics(simulate(chosen, of, MODEL, placement, 1).record)["read_amplification"][tier]
+    assert found == pytest.approx(taken / 72)
 
 
 def test_a_run_without_scattered_reads_has_no_amplification():

@@ -43,6 +43,8 @@ def streamed(**bytes_per_s):
         (Activity({}, utilisation={"gpu0.select": 0.5}, simulated_s=4), "gpu0.vector", 2 * 0.5e12 * 5.3e-12),
         (Activity({}, utilisation={"gpu0.copy": 0.5}, simulated_s=2), "hbm", 8 * 110.8 * GB * 3.9e-12),
         (Activity({"ssd": GB}), "hbm", 8 * GB * 3.9e-12),
+        (Activity({"ssd": 3 * GB}, bounced=GB), "hbm", 8 * 2 * GB * 3.9e-12),
+        (Activity({}, copied={"host0": GB}), "host0.staged", 8 * GB * 13.5e-12),
         (Activity({}, utilisation={"cxl_exp0.filter_macs": 0.25}, simulated_s=2), "cxl_exp0.filter", 0.5 * 2 * 0.3),
         (Activity({}, utilisation={"upmem0.dpus": 0.5}, simulated_s=3), "upmem0.dpus", 16 * 10.1 * 1.5),
         (Activity({}, utilisation={"ssd0.dies": 0.5, "ssd0.queue": 1.0}, simulated_s=3), "ssd0.active", 18 * 1.5),

@@ -4,11 +4,11 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from invented import HBM, llama, policy, simulate, varied
+from invented import HBM, llama, platform, policy, simulate, varied
 
 from ghostsim.errors import ConfigError
 from ghostsim.metrics.attribution import by_resource
-from ghostsim.metrics.collect import moved
+from ghostsim.metrics.collect import moved, run_metrics
 
 MODEL = llama("layers=3")
 CORE = tuple(
@@ -126,6 +126,31 @@ def test_a_bounce_takes_no_less_than_the_direct_way():
 def test_past_the_root_complex_staging_pays():
     ends = [run(way).end_ps for way in ("cxl staged in host memory", "cxl through the root complex")]
     assert ends[0] < 0.6 * ends[1]
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "staged" in way or "bounced" in way])
+def test_a_staged_copy_costs_the_bits_that_host_memory_moves(way):
+    """Of the times that host memory moves a byte, the first read of its own bytes is that of the tier."""
+    record = run(way).record
+    machine, tier, _ = WAYS[way]
+    bits = 8 * int(moved(record.plan, record.bound)[tier]["kv"].sum())
+    times = MEMORY_TIMES[way] - (tier == "dram")
+    picojoules = times * bits * platform(machine).devices["host0"].memory.dram.energy
+    tokens = record.batch * record.plan.steps
+    assert run_metrics(record)["energy_mj_per_token"]["host0.staged"] == pytest.approx(picojoules / 1e9 / tokens)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "staged" not in way and "bounced" not in way])
+def test_what_is_not_staged_costs_no_copy(way):
+    assert "host0.staged" not in run_metrics(run(way).record)["energy_mj_per_token"]
+
+
+def test_what_bounces_off_host_memory_is_written_to_hbm_once():
+    energy = [
+        run_metrics(run(way).record)["energy_mj_per_token"]["hbm"]
+        for way in ("ssd bounced off host memory", "ssd to gpu")
+    ]
+    assert energy[0] == pytest.approx(energy[1], rel=1e-3)
 
 
 def test_what_the_host_does_not_reach_cannot_be_staged():

@@ -6,10 +6,10 @@ from placed import CASES, NAMES, mean_ms, run
 
 from ghostsim.metrics.attribution import by_resource
 from ghostsim.metrics.collect import moved, step_ms
-from ghostsim.plan.plan import OPS
+from ghostsim.plan.plan import OPS, ROLES
 
 SLACK = 1e-6
-ANOMALY = 0.005
+ANOMALY = 0.004
 """What a run may gain from a slower part: shorter queues at one place can make a shared schedule a better one."""
 
 
@@ -52,8 +52,42 @@ def test_half_of_any_resource_never_speeds_a_run(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].policy.startswith("ghostkv")])
 def test_half_of_any_resource_hardly_ever_speeds_a_run_with_a_filter(name):
-    """A slower scan leaves more of the media to the fetches that the link waits for: 0.4 % at most here."""
+    """Media serve in order of arrival, so requesters share them by what they keep outstanding.
+
+    A filter keeps its SRAM outstanding, 1 or 2 MiB, a copy engine 64 KiB: while requests are scanned, the fetches of
+    those before get a thirtieth of the media, and the link, which ends the layer, idles. Half of the filter's port
+    gives them half of the media. What they gain is more than the last scan loses, by 0.4 % at most.
+    """
     assert {resource: ratio for resource, ratio in slowed(name).items() if ratio < 1 - ANOMALY} == {}
+
+
+WINDOWED = (
+    "dram filter",
+    "cxl filter, in place",
+    "cxl filter, chunks",
+    "cxl filter, peer to peer",
+    "prefetch by query",
+)
+
+
+def windowed(name):
+    """Return what gives the filters of a case the window of a copy engine."""
+    host = ("host0",) if CASES[name].machine == "h100_filters" else ()
+    return tuple(f"devices.{device}.filter.window=64 KiB" for device in ("cxl_exp0", "cxl_exp1", *host))
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_half_of_a_filter_never_speeds_a_run_whose_filter_keeps_little_outstanding(name):
+    """With the window of a copy engine the media are shared so that the link never waits for a scan."""
+    sets = windowed(name)
+    engines = [resource for resource in used(name) if ".filter_" in resource]
+    ratios = {engine: mean_ms(name, engine, sets) / mean_ms(name, sets=sets) for engine in engines}
+    assert {engine: ratio for engine, ratio in ratios.items() if ratio < 1 - 2e-5} == {}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_filter_that_keeps_less_outstanding_lets_fetches_pass(name):
+    assert mean_ms(name, sets=windowed(name)) < mean_ms(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +171,8 @@ def reads(plan):
 @pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].old])
 def test_an_archive_divides_the_reads_and_adds_none(name):
     record = run(name).record
-    assert int(record.plan.records[reads(record.plan)].sum()) == int(record.selection.read_tokens.sum())
+    selected = reads(record.plan) & (record.plan.role != ROLES.index("warm"))
+    assert int(record.plan.records[selected].sum()) == int(record.selection.read_tokens.sum())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].placement.ghostify != "gpu"])

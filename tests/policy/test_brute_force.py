@@ -328,7 +328,7 @@ def test_published_compares_its_sketch_with_theta(make_policy, cut):
         assert rows.violations[s].tolist() == below[:, cold].sum(1).tolist()
 
 
-def test_top_32_and_runs_are_counted(make_policy, cut):
+def test_top_32_runs_and_groups_are_counted(make_policy, cut):
     head = cut()
     rows = evaluate_head(make_policy({"rule": {"topk": 25}, "score": "exact", "pin": {"window": 8}}), head)
     for s in range(5):
@@ -340,6 +340,7 @@ def test_top_32_and_runs_are_counted(make_policy, cut):
         assert rows.top_eliminated[s].tolist() == [len(part - read) for part in top]
         got = sorted(read & cold)
         assert rows.read_runs[s] == sum(1 for i in got if i - 1 not in read)
+        assert rows.read_groups[s].tolist() == [len({i >> k for i in got}) for k in range(1, 10)]
 
 
 def test_output_error_is_that_of_the_renormalised_output(make_policy, cut):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ghostsim.config.formats import ResidualFormat
 from ghostsim.config.load import load_policy, load_scenario
 from ghostsim.errors import ConfigError
-from ghostsim.policy.costs import anchor_bytes, format_bytes, rebuild_flops, side_bytes
+from ghostsim.policy.costs import anchor_bytes, format_bytes, parts_of, rebuild_flops, side_bytes
 from ghostsim.policy.formats import decoded
 from ghostsim.simulation import simulate
 
@@ -32,6 +32,27 @@ def test_bytes_of_a_token(name, nbytes):
 
 def test_an_anchor_is_shared_by_its_tokens():
     assert anchor_bytes(of("ghostkv_anchor_residual").keep[0].format, D) == 2 * D * 2 / 16
+
+
+def test_survivors_read_their_anchors_in_hbm_each_once():
+    """Keys and values of 256 bytes each; 3,840 cold tokens have 240 anchors of each."""
+    (part,) = parts_of(of("ghostkv_anchor_residual"))
+    assert [part.met_anchor_bytes(tokens, 3840, D) for tokens in (100, 3000)] == [100 * 512, 240 * 512]
+
+
+def test_anchors_are_counted_as_kv_of_hbm(runs):
+    """Besides them, of a survivor only its difference of 140 bytes lands there instead of 512."""
+    whole, anchored = (runs[label]["bytes_per_step"] for label in ("whole", "anchor_residual"))
+    survivors = anchored["dram"]["kv"] / 140
+    assert whole["dram"]["kv"] == pytest.approx(survivors * 512)
+    anchors = anchored["hbm"]["kv"] - whole["hbm"]["kv"] + survivors * (512 - 140)
+    heads, cold = 4 * 4 * 2, 3968 - 256
+    assert 0.5 * heads * cold / 16 * 512 < anchors <= heads * (cold / 16 + 1) * 512
+
+
+def test_cores_that_do_not_reach_hbm_do_not_attend_by_anchors():
+    with pytest.raises(ConfigError, match="whose anchors are in HBM, expected dma"):
+        load_scenario("resurrection", ["runs.anchor_residual.fetch=cpu"])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ SOUND = {
     "ball": {"ball": {"page": 4}},
     "subspaces": {"subspaces": {"page": 4, "parts": 4}},
     "centroid": {"centroid": {"tokens": 6, "rounds": 3, "radius": True}},
+    "centroid in codes": {"centroid": {"tokens": 6, "rounds": 3, "radius": True, "bits": 8}},
     "exact": {"exact": {}},
 }
 QKEYS = {"rule": {"certify": 0.002}, "score": {"qkeys": {"bits": 4}}}

@@ -63,7 +63,7 @@ def test_model_outside_the_attention_interface_is_refused(tmp_path, recorded):
 
 
 def test_missing_model_is_named(tmp_path, recorded):
-    with pytest.raises(InputError, match="whose model fails"):
+    with pytest.raises(InputError, match="which is no folder here and was not found online"):
         recorded(tmp_path / "nothing")
 
 
@@ -87,3 +87,16 @@ def test_layers_that_are_not_there_are_refused(tmp_path, recorded):
 def test_text_beyond_the_learned_positions_is_refused(tmp_path, recorded):
     with pytest.raises(InputError, match="found 159 tokens, expected at most the 140 positions"):
         recorded(build(tmp_path / "model", "gpt2", n_positions=140))
+
+
+def test_unknown_name_is_asked_for_once_and_briefly(recorded, monkeypatch):
+    asked = []
+
+    def model_info(self, name, timeout):
+        asked.append((name, timeout))
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(InputError, match=r"found 'nobody/nothing', which is no folder .*\(no network\)"):
+        recorded("nobody/nothing")
+    assert asked == [("nobody/nothing", 5.0)]

@@ -13,9 +13,10 @@ from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.errors import InvariantError
 from ghostsim.pipeline.prefix_cache import PrefixCache
 from ghostsim.pipeline.serving import Memory, Server, check, closed_loop
+from ghostsim.pipeline.step_cost import SETTLE
 from ghostsim.serving import gains_of
 
-WAYS = [(tier, write) for tier in ("dram", "ssd") for write in (False, True)]
+WAYS = [SETTLE, *((tier, write) for tier in ("dram", "ssd") for write in (False, True))]
 BLOCK = 16
 
 
@@ -24,7 +25,16 @@ class Growing(Synthetic):
 
     def __call__(self, batch, contexts, chunks):
         added = 1000 * sum(tokens for tokens, _ in chunks)
-        return (1000 * batch + contexts + added + 1).astype(np.int64), {("dram", False): 0.5, ("dram", True): 0.25}
+        return (1000 * batch + contexts + added + 1).astype(np.int64), {
+            ("dram", False): 0.5,
+            ("dram", True): 0.25,
+            SETTLE: 0.3,
+        }
+
+
+def paged(token_bytes):
+    """Return what settles of tokens: KV of each, and a record per 16."""
+    return lambda begin, end: token_bytes * (16 * (end - begin) + (-(-end // 16) - -(-begin // 16)))
 
 
 @st.composite
@@ -44,6 +54,7 @@ def loads(draw):
         "recompute": draw(st.booleans()),
         "gains": gains_of(draw(st.sampled_from([None, Speculation(draft=3, acceptance=0.6)])), 1),
         "memory": roomy(draw(st.integers(330, 1500))),
+        "settled_bytes": paged(draw(st.sampled_from([0, 1, 40]))),
     }
     if draw(st.booleans()):
         room = {"dram": draw(st.integers(0, 20)) * BLOCK, "ssd": draw(st.integers(0, 20)) * BLOCK}
@@ -101,6 +112,23 @@ def test_every_prompt_token_is_computed_or_found(load):
     jobs, _ = served(load)
     once = [job for job in jobs if not job.preemptions]
     assert all(job.hit_tokens + job.prefilled_tokens == job.prompt_tokens for job in once)
+
+
+@settings(max_examples=100, deadline=None)
+@given(loads())
+def test_what_settles_is_what_was_computed(load):
+    settles = load[2]["settled_bytes"]
+    jobs, server = served(load)
+    once = [settles(job.hit_tokens, job.prompt_tokens) for job in jobs if not job.preemptions]
+    found = server.channels[SETTLE].nbytes
+    assert found == sum(once) if len(once) == len(jobs) else found > sum(once) or not settles(0, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(loads())
+def test_nobody_decodes_before_its_prompt_has_settled(load):
+    jobs, _ = served(load)
+    assert all(job.admitted_ps <= job.prefilled_ps <= job.first_token_ps <= job.finish_ps for job in jobs)
 
 
 @settings(max_examples=100, deadline=None)
@@ -168,6 +196,24 @@ def test_prefill_of_a_long_prompt_takes_its_chunks():
     jobs = jobs_of([1000], [1])
     serve(jobs, [0], prefill_chunk=100)
     assert jobs[0].first_token_ps == 10 * UNIT_PS
+
+
+def test_a_prompt_that_settles_has_its_first_token_later():
+    """Chunks of 100 tokens leave 10 KB each, at 1 GB/s after 1 ns, one behind the other."""
+    jobs = jobs_of([300], [1])
+    serve(jobs, [0], Synthetic(unit_ps=1_000_000), prefill_chunk=100, ways=[SETTLE],
+          settled_bytes=lambda begin, end: 100 * (end - begin))  # fmt: skip
+    assert jobs[0].prefilled_ps == 3_000_000
+    assert jobs[0].first_token_ps == 1_000_000 + 3 * (10_000_000 + 1000)
+
+
+def test_others_decode_while_a_prompt_settles():
+    jobs = jobs_of([1, 100], [1000, 2])
+    slow = {"ways": [SETTLE], "settled_bytes": lambda begin, end: 50_000 * (end - begin) if end > 1 else 0}
+    serve(jobs, [0, UNIT_PS], **slow)
+    assert jobs[1].prefilled_ps == 2 * UNIT_PS
+    assert jobs[1].first_token_ps == 8 * UNIT_PS
+    assert jobs[0].finish_ps == 1000 * UNIT_PS
 
 
 def test_without_room_the_youngest_gives_way_and_all_end():

@@ -111,7 +111,7 @@ def test_prompts_that_share_a_beginning_find_it(metrics):
 
 def test_the_report_has_its_section(done):
     page = (done / "report.html").read_text()
-    assert 'id="serving"' in page
+    assert 'id="part-serving"' in page
     assert "serves most requests in time" in page
 
 
@@ -119,6 +119,24 @@ def test_the_same_inputs_give_the_same_bytes(done, tmp_path):
     run(tmp_path / "again")
     for name in ("metrics.json", "requests.csv", "serving.csv"):
         assert (tmp_path / "again" / "out" / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_prompts_leave_their_cold_kv_and_its_records(tmp_path):
+    """Four sinks and a window of 256 stay; a token of 8 heads has 512 bytes and a record of 66."""
+    placed = "runs.full_offload={policy: ghostkv, kv_tier: cxl, index_tier: cxl, filter: cxl}"
+    result = run(tmp_path / "settle", "", REQUESTS, "--json", "--set", placed)
+    found = json.loads(result.stdout)["runs"]["full_offload"]["serving"]
+    rows = table(tmp_path / "settle" / "out" / "requests.csv", "full_offload")
+    ends = [(int(row["hit_tokens"]), int(row["prompt_tokens"])) for row in rows]
+    cold = sum(max(0, end - 259) - max(0, begin - 259) for begin, end in ends)
+    assert found["settled_bytes"] == {"cxl": {"migrate": 8 * cold * (512 + 66)}}
+    assert 0 < found["settle_ms"]["mean"] < found["ttft_ms"]["mean"]
+
+
+def test_without_an_index_in_hbm_nothing_settles(metrics):
+    found = metrics["runs"]["full_hbm"]["serving"]
+    assert found["settled_bytes"] == {}
+    assert found["settle_ms"]["max"] == 0
 
 
 def test_speculation_needs_fewer_iterations(metrics, tmp_path):

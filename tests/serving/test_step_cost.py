@@ -8,11 +8,12 @@ import pytest
 
 from ghostsim.config.load import load_scenario
 from ghostsim.config.serving import Speculation
+from ghostsim.engine.clock import CountingEnvironment
 from ghostsim.pipeline.decode import decode
 from ghostsim.pipeline.executor import Executor
 from ghostsim.pipeline.parallel import all_reduce_ps, own_model, shard
-from ghostsim.pipeline.serving import step_stretch, transfer_stretch
-from ghostsim.pipeline.step_cost import Surface, measure_bulk, measure_step, spread, verified
+from ghostsim.pipeline.serving import Job, Server, step_stretch, transfer_stretch
+from ghostsim.pipeline.step_cost import SETTLE, Surface, measure_bulk, measure_step, spread, verified
 from ghostsim.policy.evaluate import select
 from ghostsim.serving import System, gains_of
 from ghostsim.trace.compose import Shape, compose
@@ -58,7 +59,7 @@ def mixed(label, contexts):
     parts = [selections()[label, context] for context in contexts]
     steps = parts[0].attended.shape[1]
     whole = {name: value for name, value in vars(parts[0]).items() if isinstance(value, np.ndarray)}
-    per_unit = [
+    per_unit = ["read_groups"] + [
         name for name, value in whole.items() if value.shape[:2] == (len(parts[0].attended), steps) and value.ndim == 2
     ]
     per_stage = ["scanned", "scan_bytes", "stream_tokens", "stream_bytes"]
@@ -147,6 +148,43 @@ def test_nodes_are_measured_once_and_only_where_needed():
     surface(2, np.array([20.0, 30.0]))
     surface(2, np.array([17.0]))
     assert sorted(asked) == [(2, 16), (2, 32)]
+
+
+# --- what settles -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_token_waits_for_the_index_and_the_kv():
+    """One request at an idle system: its prefill, and what of it must still move when that ends."""
+    found = system("ghostkv_cxl")
+    costs, bulk = found.costs(), found.bulk[SETTLE]
+    job = Job(0, 4096, 1)
+    env = CountingEnvironment()
+    server = Server(env, costs, found.memory(), max_batch=8, prefill_chunk=2048, channels=found.channels(),
+                    settled_bytes=found.settled_bytes)  # fmt: skip
+    server.submit(job)
+    env.run()
+    first, second = (int(costs(0, np.zeros(1), [(2048, past)])[0][0]) for past in (0, 2048))
+    moved = [
+        bulk.latency_ps + found.settled_bytes(*part) / bulk.bytes_per_s * 1e12 for part in ((0, 2048), (2048, 4096))
+    ]
+    assert job.prefilled_ps == first + second
+    assert job.first_token_ps == pytest.approx(first + max(second, moved[0]) + moved[1], abs=10)
+
+
+def test_a_chunk_takes_the_gpu_as_long_as_its_records():
+    indexed, plain = (system(label).costs().prefill for label in ("quest", "full_offload"))
+    assert plain.index_ps((2048, 0)) == 0
+    made = indexed.settling.amount(2048)
+    assert indexed.added_ps(0, 1, [(2048, 0)]) - plain.added_ps(0, 1, [(2048, 0)]) == pytest.approx(
+        indexed.settling.kernel_ps(made)
+    )
+
+
+@pytest.mark.parametrize("label", ["quest", "ghostkv_cxl"])
+def test_what_settles_delays_a_decode_at_the_resource_where_they_meet(label):
+    found = system(label)
+    met = found.surface(8, np.array([8192.0]))[0, 2 + list(found.bulk).index(SETTLE)]
+    assert 0 < met < 1
 
 
 # --- prefill and tensor parallelism -------------------------------------------------------------------------------

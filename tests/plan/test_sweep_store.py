@@ -1,13 +1,16 @@
 """Does the store of a sweep say what is finished, whoever wrote it and however that ended?"""
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ghostsim.errors import StoreError, UsageError
+from ghostsim.errors import GhostsimError, StoreError, UsageError
 from ghostsim.sweep import store
 from ghostsim.sweep.executor import _Queue
 
@@ -200,6 +203,20 @@ def test_the_table_is_replaced_and_never_half_written(folder):
     before = (folder / store.TABLE).stat().st_ino
     found.write(last=True)
     assert (folder / store.TABLE).stat().st_ino != before
+    assert sorted(path.name for path in folder.iterdir()) == ["points", "points.csv", "sweep.yaml"]
+
+
+def test_a_table_without_room_is_one_line_and_the_old_one_stays(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    found = table(folder)
+    found.write(last=True)
+    before = (folder / store.TABLE).read_bytes()
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(GhostsimError, match=f"{folder / store.TABLE}: No space left on device.*then --resume"):
+        found.write(last=True)
+    assert (folder / store.TABLE).read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["points", "points.csv", "sweep.yaml"]
 
 

@@ -381,13 +381,19 @@ class HostCpu(Part):
 
 
 class Pool(Block):
-    """Other hosts that read an expander over ports of their own."""
+    """Other hosts that use an expander over ports of their own."""
 
     hosts: Few
-    load: PositiveBandwidth
-    """What each of them reads, if it can."""
+    load: PositiveBandwidth | None = None
+    """What each of them reads, if it can. None: they do at every instant what this host does, so each gets an equal
+    share of the expander, of its filter, of the switch before it and of the link from there, and of its capacity."""
     window: PositiveBytes = 65_536
-    """Bytes that each keeps outstanding: its weight where it meets other traffic."""
+    """Bytes that each keeps outstanding: its weight where it meets other traffic; for hosts with a `load`."""
+
+    @property
+    def sharers(self) -> int:
+        """Hosts that have equal shares, this one included."""
+        return 1 if self.load is not None else 1 + self.hosts
 
 
 class CxlExpander(Part):
@@ -403,8 +409,8 @@ class CxlExpander(Part):
 
     @property
     def capacity(self) -> int:
-        """Bytes of expander memory."""
-        return self.memory.capacity
+        """Bytes of expander memory that are this host's."""
+        return self.memory.capacity // (self.pool.sharers if self.pool else 1)
 
 
 class MramDma(Block):

@@ -31,6 +31,11 @@ _MANY = 1 << 20
 _ENDLESS_BYTES = 1 << 62
 
 
+def _resources(expander: str) -> Sequence[str]:
+    """Name what an expander shares among hosts: its media, and its filter if it has one."""
+    return [f"{expander}.{part}" for part in ("bus", "activations", "filter_port", "filter_macs")]
+
+
 def _never_ends() -> None:
     raise InvariantError("found the end of traffic that never ends")
 
@@ -88,16 +93,39 @@ class Machine:
 
     def __init__(self, env: simpy.Environment, network: Network, platform: Platform) -> None:
         self.env, self.network, self.platform = env, network, platform
+        self.gpu_name = platform.tiers["hbm"][0]
+        self._divide()
         self.devices = {name: build(env, network, name, part) for name, part in platform.devices.items()}
         self.links = {name: LinkDevice(network, name, link) for name, link in platform.links.items()}
-        self.gpu_name = platform.tiers["hbm"][0]
         gpu = self.devices[self.gpu_name]
         assert isinstance(gpu, GpuDevice)  # the platform's validator has seen to it
         self.gpu = gpu
         self.routes = {name: self._route(name) for name in self.devices if name != self.gpu_name}
         for name, device in self.devices.items():
-            if isinstance(device, CxlExpanderDevice) and device.part.pool is not None:
-                self._share(device, self.routes[name].shared, device.part.pool)
+            pool = device.part.pool if isinstance(device, CxlExpanderDevice) else None
+            if isinstance(device, CxlExpanderDevice) and pool is not None and pool.load is not None:
+                self._share(device, self.routes[name].shared, pool)
+
+    def _divide(self) -> None:
+        """Leave this host its share of what others use as it does: with flows in step, capacities divide exactly."""
+        own = dict(self.network.scale)
+        shares: dict[str, float] = {}
+        for name, part in self.platform.devices.items():
+            if isinstance(part, hardware.CxlExpander) and part.pool is not None:
+                for resource in (*_resources(name), *self._behind_switch(name)):
+                    shares[resource] = min(shares.get(resource, 1.0), 1 / part.pool.sharers)
+        self.network.scale = own | {name: share * own.get(name, 1.0) for name, share in shares.items()}
+
+    def _behind_switch(self, target: str) -> Sequence[str]:
+        """Name the resources of the last switch before a device and of the links that follow it."""
+        path = self._path(self.gpu_name, target)
+        switches = [i for i, name in enumerate(path) if isinstance(self.platform.devices[name], hardware.Switch)]
+        if not switches:
+            return ()
+        edges = self.platform.graph().edges
+        links = [str(edges[pair]["link"]) for pair in itertools.pairwise(path[switches[-1] :])]
+        fabric = f"{path[switches[-1]]}.fabric"
+        return [each for name in (fabric, *links) for each in (name, f"{name}.down")]
 
     def _share(self, device: CxlExpanderDevice, route: Route, pool: Pool) -> None:
         """Let other hosts read lines from an expander for as long as time goes on."""

@@ -47,12 +47,14 @@ def fill(demands: Sequence[Demand], capacities: Sequence[float]) -> tuple[list[f
         stopping = {i: max(full & routes[i], key=rank.__getitem__) for i in left if not full.isdisjoint(routes[i])}
         while capped and demands[capped[-1]].ceiling <= demands[capped[-1]].weight * level * _ROUNDING:
             stopping.setdefault(capped.pop(), CEILING)
-        for i in sorted(stopping):
-            limits[i] = stopping[i]
-            rates[i] = rate = min(demands[i].ceiling, demands[i].weight * level)
-            for resource, cost in demands[i].costs:
-                room[resource] -= demands[i].flows * cost * rate
+        for i, limit in stopping.items():
+            limits[i], rates[i] = limit, min(demands[i].ceiling, demands[i].weight * level)
         left = [i for i in left if i not in stopping]
+        if not left:
+            break
+        for i in sorted(stopping):
+            for resource, cost in demands[i].costs:
+                room[resource] -= demands[i].flows * cost * rates[i]
         capped = [i for i in capped if i not in stopping]
         wanted = _wanted(demands, left)
     return rates, limits

@@ -36,6 +36,7 @@ _Counts: TypeAlias = tuple[tuple["FlowClass", int], ...]
 _MOST_STATES = 2**15
 _MOST_ROUNDS = 8
 _TIGHTER = 1 + 1e-9
+"""A resource that is busier than another by this factor fills first, whatever the rounding."""
 _NUMBER = itemgetter(1)
 
 
@@ -225,6 +226,17 @@ class Moment(NamedTuple):
     state: State
 
 
+class _Mixed(NamedTuple):
+    """What a resource can do at a share of writes, and what it has to, in units/s."""
+
+    capacity: float
+    asked: float
+
+    def matters_not(self, before: float) -> bool:
+        """Say whether rates found with a capacity of `before` stand: it is the same, or neither is ever reached."""
+        return self.capacity == before or self.asked * _TIGHTER < min(self.capacity, before)
+
+
 class Network:
     """Resources and the flows on them.
 
@@ -258,6 +270,7 @@ class Network:
         self._tighter: dict[int, set[int]] = {}
         self._limiting: dict[FlowClass, tuple[tuple[int, float], ...]] = {}
         self._nominal: list[float] = []
+        self._per_ps: list[float] = []
 
     def resource(self, name: str, capacity: float, mix: Mix | None = None) -> Resource:
         """Add a resource of `capacity` units per second, or of `mix(share of writes)` if that is given.
@@ -275,6 +288,7 @@ class Network:
         scaled = mix if mix is None or factor == 1 else lambda share: factor * mix(share)
         self.resources[name] = Resource(name, factor * capacity, len(self.resources), scaled)
         self._nominal.append(factor * capacity)
+        self._per_ps.append(factor * capacity / PS_PER_S)
         return self.resources[name]
 
     def flow_class(
@@ -502,15 +516,15 @@ class Network:
     def _fill(self, state: State) -> dict[FlowClass, Share]:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [self._demand(cls, count) for cls, count in state.counts]
-        rates: list[float] = []
-        limits: list[int] = []
-        before: list[float] | None = None
-        for _ in range(_MOST_ROUNDS if state.writes else 1):
-            capacities = self._capacities(state, rates)
-            if capacities == before:
+        able, rates, limits = self._nominal, *fill(demands, self._per_ps)
+        for _ in range(_MOST_ROUNDS - 1 if state.writes else 0):
+            mixes = self._mixes(state, rates)
+            if all(each.matters_not(able[index]) for index, each in mixes.items()):
                 break
-            before = capacities
-            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in capacities])
+            able = self._nominal.copy()
+            for index, each in mixes.items():
+                able[index] = each.capacity
+            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in able])
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
     def _demand(self, flow_class: FlowClass, count: int) -> Demand:
@@ -530,32 +544,33 @@ class Network:
             self._tighter[index] = tighter & self._tighter.get(index, tighter)
         self._limiting.clear()
 
-    def _capacities(self, state: State, rates: Sequence[float]) -> list[float]:
-        """Return what each resource can do, in units/s, at the shares of writes in `rates`, or without writes."""
+    def _mixes(self, state: State, rates: Sequence[float]) -> dict[int, _Mixed]:
+        """Return what resources with a mix can do and have to, by index, at the shares of writes in `rates`."""
         if not state.writes:
-            return self._nominal
+            return {}
         reads_and_writes: dict[Resource, list[float]] = {}
-        for (cls, count), rate in zip(state.counts, rates, strict=False):
+        for (cls, count), rate in zip(state.counts, rates, strict=True):
             for resource, cost, written in cls.mixed:
                 reads_and_writes.setdefault(resource, [0.0, 0.0])[written] += count * rate * cost
-        capacities = list(self._nominal)
-        for resource, (reads, writes) in reads_and_writes.items():
-            capacities[resource.index] = resource.at(writes / (reads + writes))
-        return capacities
+        return {
+            each.index: _Mixed(each.at(writes / (reads + writes)), (reads + writes) * PS_PER_S)
+            for each, (reads, writes) in reads_and_writes.items()
+        }
 
     def _usage(self, state: State) -> tuple[float, ...]:
         if state.used is None:
             shares = self._shares(state)
-            units: dict[Resource, float] = {}
+            units: dict[int, float] = {}
             for flow_class, count in state.counts:
                 rate = count * shares[flow_class][0]
-                for resource, cost in flow_class.route:
-                    units[resource] = units.get(resource, 0.0) + rate * cost * PS_PER_S
-            able = self._capacities(state, [rate for rate, _ in shares.values()])
+                for index, cost in flow_class.costs:
+                    units[index] = units.get(index, 0.0) + rate * cost * PS_PER_S
+            mixes = self._mixes(state, [rate for rate, _ in shares.values()])
             used = [0.0] * len(self.resources)
-            for resource, taken in units.items():
+            for index, taken in units.items():
                 # Rounding, and the last round of a mix, must not make a full resource busier than full.
-                used[resource.index] = resource.capacity * min(1.0, taken / able[resource.index])
+                able = mixes[index].capacity if index in mixes else self._nominal[index]
+                used[index] = self._nominal[index] * min(1.0, taken / able)
             state.used = tuple(used)
         return state.used
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def staged(out: Path, *, force: bool = False, marker: str = "manifest.json") -> 
         yield temporary
         temporary.chmod(0o755)
         _swap(temporary, out)
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a full disk names no file
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -133,6 +137,9 @@ def simulator(result: Result) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(result.counters).items()}
 
 
+_version = cache(version)
+
+
 def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dict[str, Any]:
     """Return what is needed to repeat and to trust a run."""
     first = next(iter(result.workloads.values()))
@@ -141,7 +148,7 @@ def manifest(result: Result, loaded: LoadedScenario, argv: Sequence[str]) -> dic
         "schema": 1,
         "ghostsim": ghostsim.__version__,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "seed": loaded.scenario.seed,
         "argv": list(argv),
         "inputs": dict(loaded.inputs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ def step_ends(plan: Plan, times: Times) -> NDArray[np.int64]:
     return times.finish[width * plan.layers - 1 :: width * plan.layers]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a step that it spent on `row`: from `begin` to `until`, ps."""
 
     row: int

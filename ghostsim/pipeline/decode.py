@@ -9,8 +9,9 @@ from ghostsim.config.model import Model
 from ghostsim.config.scenario import Run
 from ghostsim.devices.machine import Machine
 from ghostsim.devices.units import tier_unit
-from ghostsim.engine.clock import CountingEnvironment
+from ghostsim.engine.clock import PS_PER_US, CountingEnvironment
 from ghostsim.engine.network import Network
+from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
 from ghostsim.pipeline.bound import Bound
 from ghostsim.pipeline.parallel import REDUCED, all_reduce_ps, delayed, own_heads
@@ -53,6 +54,15 @@ def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Mach
     env = CountingEnvironment()
     network = Network(env, scale)
     return Machine(env, network, run.platform), env, network
+
+
+def own_use(run: Run, probe: UtilisationProbe) -> dict[str, float]:
+    """Return the mean use of every resource without what other hosts of a pool take of an idle machine."""
+    _, env, network = machine_of(run)
+    idle = UtilisationProbe(network)
+    env.run(until=PS_PER_US)
+    others = idle.utilisation()
+    return {name: max(0.0, used - others[name]) for name, used in probe.utilisation().items()}
 
 
 def decode(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import simpy
@@ -191,8 +192,7 @@ class Executor:
 
 def _successors(plan: Plan) -> list[list[int]]:
     """Turn the lists of predecessors around."""
-    successors: list[list[int]] = [[] for _ in range(len(plan))]
-    waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist()
-    for row, before in zip(waiting, plan.after.tolist(), strict=True):
-        successors[before].append(row)
-    return successors
+    waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
+    successors = waiting[np.argsort(plan.after, kind="stable")].tolist()
+    ends = np.cumsum(np.bincount(plan.after, minlength=len(plan))).tolist()
+    return [successors[begin:end] for begin, end in pairwise([0, *ends])]

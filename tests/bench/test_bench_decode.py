@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from invented import CXL, FIVE, OFFLOAD, PIM, aged, llama, platform, policy, varied
+from yardstick import EVENT_S, event_s
 
 from ghostsim.devices.machine import Machine
 from ghostsim.engine.clock import CountingEnvironment
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.bench
 
 STEPS = 16
 BAR = float(os.environ.get("GHOSTSIM_BENCH_STEPS_PER_S", "50"))
-EVENT_S = 0.5e-6
-"""A timeout of bare SimPy with its resume on a quiet machine."""
 UNEQUAL = ("devices.cxl_exp1.static=10 W",)
 """Expanders that differ have flows of their own."""
 RUNS = {
@@ -37,20 +36,6 @@ RUNS = {
     "five tiers, batch 8": ("ghostkv_ages", FIVE, 8, (), True),
     "offload, batch 8": ("full", OFFLOAD, 8, (), True),
 }
-
-
-def yardstick():
-    """Return CPU seconds per event of bare SimPy."""
-    env = CountingEnvironment()
-
-    def ticks():
-        for _ in range(50_000):
-            yield env.timeout(1)
-
-    env.process(ticks())
-    begun = time.process_time()
-    env.run()
-    return (time.process_time() - begun) / 50_000
 
 
 def simulate(chosen, of, placement, batch, sets):
@@ -72,7 +57,7 @@ def test_decode_steps_per_second(name):
     of, placement, batch, sets, barred = RUNS[name]
     chosen = varied(policy(of), llama(), context=131072, batch=batch, steps=STEPS)
     chosen = aged(chosen, 0.3, warm=200) if policy(of).archive is not None else chosen
-    pairs = [(yardstick(), simulate(chosen, policy(of), placement, batch, sets)) for _ in range(5)]
+    pairs = [(event_s(), simulate(chosen, policy(of), placement, batch, sets)) for _ in range(5)]
     seconds, flows = min(run for _, run in pairs)
     slowed = max(1.0, min(event for event, _ in pairs) / EVENT_S)
     rate = STEPS / seconds

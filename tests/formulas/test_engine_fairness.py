@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostsim.engine.clock import PS_PER_S, CountingEnvironment
 from ghostsim.engine.fairness import Demand, fill
+from ghostsim.engine.network import Network
 
 RESOURCES = 4
 
@@ -69,3 +71,31 @@ def test_the_textbook_example():
 
 def test_no_demand_has_no_rates():
     assert fill([], [1.0])[0] == []
+
+
+def unique(demands):
+    """Return demands of which no two are one class of flows."""
+    return list({demand[:3]: demand for demand in demands}.values())
+
+
+@given(demands.map(unique), capacities)
+def test_resources_that_cannot_limit_change_no_rate(demands, capacities):
+    # A network fills only those of which no other resource of every route fills first.
+    env = CountingEnvironment()
+    network = Network(env)
+    resources = [network.resource(f"r{i}", capacity * PS_PER_S) for i, capacity in enumerate(capacities)]
+    classes = [
+        network.flow_class(
+            [(resources[i], cost) for i, cost in demand.costs],
+            demand.weight,
+            demand.ceiling * PS_PER_S if demand.ceiling < math.inf else None,
+        )
+        for demand in demands
+    ]
+    for flow_class, demand in zip(classes, demands, strict=True):
+        for _ in range(demand.flows):
+            network.start(flow_class, 10**9, str)
+    env.step()
+    asked = [demand._replace(ceiling=demand.ceiling * PS_PER_S / PS_PER_S) for demand in demands]
+    rates, limits = fill(asked, [capacity * PS_PER_S / PS_PER_S for capacity in capacities])
+    assert [flow_class.shares[-1] for flow_class in classes] == list(zip(rates, limits, strict=True))

@@ -1,4 +1,4 @@
-"""Mean waiting times of classical queues, in service times."""
+"""Classical queues: mean waiting times in service times, and the waits of given customers."""
 
 import math
 
@@ -31,3 +31,16 @@ def mdc(load, servers, states=400):
             break
         p = new
     return float((np.maximum(0, np.arange(states) - servers) * p).sum() / rate)
+
+
+def waits_of(arrivals_ps, services_ps, servers=1):
+    """Lindley's recursion: who comes n-th starts when it is there and the one `servers` before it has left.
+
+    With constant services customers leave as they came; several servers are as many recursions side by side.
+    """
+    waits = np.empty(len(arrivals_ps), np.int64)
+    for first in range(servers):
+        arrived, services = arrivals_ps[first::servers], services_ps[first::servers]
+        worked = np.concatenate([[0], np.cumsum(services[:-1])])
+        waits[first::servers] = np.maximum.accumulate(arrived - worked) + worked - arrived
+    return waits

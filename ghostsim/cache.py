@@ -7,6 +7,7 @@ nothing here raises because of it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,11 +16,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from multiprocessing.util import Finalize  # of a worker process too, unlike `atexit`
 from pathlib import Path
 from types import ModuleType
 
 _DIGEST_BYTES = 32
 _TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def root() -> Path:
@@ -103,16 +106,19 @@ def publish(kind: str, key: str | Mapping[str, object], build: Callable[[Path], 
     """Build a folder entry and return where it lies.
 
     `build` fills an empty folder, which is then renamed into place; where another process was faster, its entry is
-    returned. Without a writable cache the folder is left in the system's temporary folder. What `build` raises is
-    raised, and leaves nothing behind.
+    returned. Where the cache cannot be written or is full, the folder lies in the system's temporary folder until
+    this process ends; `build` may be called again for it. What `build` raises is raised, and leaves nothing behind.
     """
     final = _path(kind, key)
     temporary = _workspace(final.parent)
     try:
         build(temporary)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if temporary.parent != final.parent or not (isinstance(error, OSError) and error.errno in _FULL):
+            raise
+        temporary = _elsewhere()
+        build(temporary)
     if temporary.parent != final.parent:
         return temporary
     try:
@@ -129,7 +135,14 @@ def _workspace(parent: Path) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=parent, prefix=_TEMPORARY))
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="ghostsim-"))
+        return _elsewhere()
+
+
+def _elsewhere() -> Path:
+    """Return an empty folder outside the cache, which goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="ghostsim-"))
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
+    return folder
 
 
 def trim(kind: str, max_bytes: int, *, max_entries: int | None = None) -> None:

@@ -366,9 +366,9 @@ def findings(
     quiet: Quiet = False,
     jobs: Jobs = 0,
 ) -> None:
-    """Answer questions: gather evidence, hold claims against it, write a page for each.
+    """Answer questions by simulation, each on a page.
 
-    Evidence that was computed before is taken from the cache, so that a command that was stopped goes on where it was.
+    Gathers evidence and holds claims against it. Evidence that was computed before is taken from the cache, so that a command that was stopped goes on where it was.
     """
     from ghostsim.export.run_folder import default_out
     from ghostsim.findings.page import as_data

@@ -21,7 +21,9 @@ from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.verdict import verdict
 
 GALLERY = Path(__file__).parent / "gallery"
-SCENARIOS = ("cxl_pim", "recorded_4k", "filter_sites", "prefetch", "resurrection", "dense_hbm", "serving_chat")
+SCENARIOS = (
+    "cxl_pim", "recorded_4k", "filter_sites", "prefetch", "resurrection", "dense_hbm", "serving_chat", "serving_agents",
+)  # fmt: skip
 """Those whose runs take seconds to a minute."""
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -68,10 +70,11 @@ def _picture(page: Path, target: Path) -> None:
 def _index() -> str:
     headings = {name: GALLERY / name / "summary.txt" for name in SCENARIOS}
     reports = {name: path.read_text(encoding="utf-8").strip() for name, path in headings.items() if path.is_file()}
+    findings = (GALLERY / "findings" / "index.html").is_file()  # `make findings` writes them
     root = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(root / "templates"), autoescape=True, trim_blocks=True)
     style = Markup((root / "assets" / "report.css").read_text(encoding="utf-8"))  # noqa: S704  (our own file)
-    return environment.get_template("gallery.html.j2").render(reports=reports, style=style)
+    return environment.get_template("gallery.html.j2").render(reports=reports, style=style, findings=findings)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_PATIENCE_MS = 120_000
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND")
 
 
@@ -21,7 +22,7 @@ def needs_browser(test):
 
 @dataclass(frozen=True)
 class Tab:
-    """An open page, and what its console and its errors said."""
+    """An open page, and the errors of its console and its scripts."""
 
     page: Any
     said: list[str] = field(default_factory=list)
@@ -60,10 +61,11 @@ def visited(started, path, fragment="", **options) -> Iterator[Tab]:
     from playwright.sync_api import expect
 
     context = started.new_context(offline=True, **options)
+    context.set_default_timeout(_PATIENCE_MS)
     tab = Tab(context.new_page())
-    tab.page.on("console", lambda line: tab.said.append(line.text))
+    tab.page.on("console", lambda line: tab.said.append(line.text) if line.type == "error" else None)
     tab.page.on("pageerror", lambda error: tab.said.append(str(error)))
     tab.page.goto(path.as_uri() + fragment)
-    expect(tab.page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0, timeout=60_000)
+    expect(tab.page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0, timeout=_PATIENCE_MS)
     yield tab
     context.close()

@@ -36,6 +36,7 @@ _Counts: TypeAlias = tuple[tuple["FlowClass", int], ...]
 _MOST_STATES = 2**15
 _MOST_ROUNDS = 8
 _TIGHTER = 1 + 1e-9
+"""A resource that is busier than another by this factor fills first, whatever the rounding."""
 _NUMBER = itemgetter(1)
 
 
@@ -223,6 +224,17 @@ class Moment(NamedTuple):
 
     ps: int
     state: State
+
+
+class _Mixed(NamedTuple):
+    """What a resource can do at a share of writes, and what it has to, in units/s."""
+
+    capacity: float
+    asked: float
+
+    def matters_not(self, before: float) -> bool:
+        """Say whether rates found with a capacity of `before` stand: it is the same, or neither is ever reached."""
+        return self.capacity == before or self.asked * _TIGHTER < min(self.capacity, before)
 
 
 class Network:
@@ -504,18 +516,15 @@ class Network:
     def _fill(self, state: State) -> dict[FlowClass, Share]:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [self._demand(cls, count) for cls, count in state.counts]
-        rates: list[float] = []
-        limits: list[int] = []
-        before: dict[int, float] | None = None
-        for _ in range(_MOST_ROUNDS if state.writes else 1):
-            lowered = self._lowered(state, rates)
-            if lowered == before:
+        able, rates, limits = self._nominal, *fill(demands, self._per_ps)
+        for _ in range(_MOST_ROUNDS - 1 if state.writes else 0):
+            mixes = self._mixes(state, rates)
+            if all(each.matters_not(able[index]) for index, each in mixes.items()):
                 break
-            before = lowered
-            capacities = self._per_ps.copy()
-            for index, capacity in lowered.items():
-                capacities[index] = capacity / PS_PER_S
-            rates, limits = fill(demands, capacities)
+            able = self._nominal.copy()
+            for index, each in mixes.items():
+                able[index] = each.capacity
+            rates, limits = fill(demands, [capacity / PS_PER_S for capacity in able])
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
     def _demand(self, flow_class: FlowClass, count: int) -> Demand:
@@ -535,15 +544,18 @@ class Network:
             self._tighter[index] = tighter & self._tighter.get(index, tighter)
         self._limiting.clear()
 
-    def _lowered(self, state: State, rates: Sequence[float]) -> dict[int, float]:
-        """Return what resources with a mix can do, in units/s, by index, at the shares of writes in `rates`."""
+    def _mixes(self, state: State, rates: Sequence[float]) -> dict[int, _Mixed]:
+        """Return what resources with a mix can do and have to, by index, at the shares of writes in `rates`."""
         if not state.writes:
             return {}
         reads_and_writes: dict[Resource, list[float]] = {}
-        for (cls, count), rate in zip(state.counts, rates, strict=False):
+        for (cls, count), rate in zip(state.counts, rates, strict=True):
             for resource, cost, written in cls.mixed:
                 reads_and_writes.setdefault(resource, [0.0, 0.0])[written] += count * rate * cost
-        return {each.index: each.at(writes / (reads + writes)) for each, (reads, writes) in reads_and_writes.items()}
+        return {
+            each.index: _Mixed(each.at(writes / (reads + writes)), (reads + writes) * PS_PER_S)
+            for each, (reads, writes) in reads_and_writes.items()
+        }
 
     def _usage(self, state: State) -> tuple[float, ...]:
         if state.used is None:
@@ -553,12 +565,12 @@ class Network:
                 rate = count * shares[flow_class][0]
                 for index, cost in flow_class.costs:
                     units[index] = units.get(index, 0.0) + rate * cost * PS_PER_S
-            lowered = self._lowered(state, [rate for rate, _ in shares.values()])
+            mixes = self._mixes(state, [rate for rate, _ in shares.values()])
             used = [0.0] * len(self.resources)
             for index, taken in units.items():
                 # Rounding, and the last round of a mix, must not make a full resource busier than full.
-                nominal = self._nominal[index]
-                used[index] = nominal * min(1.0, taken / lowered.get(index, nominal))
+                able = mixes[index].capacity if index in mixes else self._nominal[index]
+                used[index] = self._nominal[index] * min(1.0, taken / able)
             state.used = tuple(used)
         return state.used
 

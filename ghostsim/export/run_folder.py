@@ -71,6 +71,9 @@ def staged(out: Path, *, force: bool = False, marker: str = "manifest.json") -> 
         yield temporary
         temporary.chmod(0o755)
         _swap(temporary, out)
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a full disk names no file
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

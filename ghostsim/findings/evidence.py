@@ -73,7 +73,7 @@ def gather(name: str, asked: Evidence, beside: Path, jobs: int, say: Progress) -
     if asked.kind == "perplexity" and importlib.util.find_spec("torch") is None:
         return _recorded(name, asked, beside)
     way = _WAYS[asked.kind](asked, beside, jobs, lambda text: say(f"{asked.kind} {asked.subject}: {text}"))
-    key = {"kind": asked.kind, "depends": dict(way.depends), "code": code()}
+    key = {"kind": asked.kind, "depends": dict(way.depends), "code": code(pages=True)}
     known = cache.entry(_KIND, key)
     if known is None or not (known / DATA).is_file():
         cache.discard(_KIND, key)

@@ -37,7 +37,7 @@ class Footprint:
         return ""
 
 
-def _kept(keep: Keep, tokens: int) -> int:
+def kept_tokens(keep: Keep, tokens: int) -> int:
     """Bound the tokens per KV head that a KEEP clause stores."""
     rule, pin = keep.select.rule, keep.select.pin
     pinned = pin.sinks + pin.window
@@ -54,32 +54,33 @@ def _kept(keep: Keep, tokens: int) -> int:
 
 def stored_tokens(policy: Policy, tokens: int) -> int:
     """Bound the tokens per KV head that a policy stores out of `tokens`."""
-    return max(_kept(keep, tokens) for keep in policy.keep)
+    return max(kept_tokens(keep, tokens) for keep in policy.keep)
 
 
-def _warm_tokens(run: Run, tokens: int) -> int:
+def warm_tokens(run: Run, tokens: int) -> int:
     """Bound the tokens per KV head that lie in a warm tier: those of warm clauses that no earlier clause serves."""
     found = before = 0
     for keep in run.policy.keep if run.warm_tier != "hbm" else ():
-        kept = max(before, _kept(keep, tokens))
+        kept = max(before, kept_tokens(keep, tokens))
         found += kept - before if keep.role == "warm" else 0
         before = kept
     return found
 
 
 def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
-    """Return the bytes of weights, KV, pinned KV, index and fetch buffers of a run.
+    """Return the bytes of weights, KV, pinned KV, index, cache and fetch buffers of a run.
 
-    KV outside HBM keeps a copy of the pinned tokens in HBM, but for warm ones elsewhere, and the buffers of two layers.
+    KV outside HBM keeps a copy of the pinned tokens in HBM, but for warm ones elsewhere, what the policy's cache
+    holds, and the buffers of two layers.
     """
     heads = batch * -(-model.layers // run.policy.layer_groups) * model.kv_heads
     token_bytes = format_bytes(run.policy.keep[0].format, model.head_dim)
     stored = stored_tokens(run.policy, tokens)
     tiers = {"hbm": model.weight_bytes}
 
-    warm = _warm_tokens(run, tokens)
+    warm = warm_tokens(run, tokens)
     archived = 0 if run.policy.archive is None else stored
-    cold = max((_kept(keep, tokens) for keep in run.policy.keep if keep.role != "archive"), default=0)
+    cold = max((kept_tokens(keep, tokens) for keep in run.policy.keep if keep.role != "archive"), default=0)
 
     def add(tier: str, nbytes: int) -> None:
         tiers[tier] = tiers.get(tier, 0) + nbytes
@@ -96,6 +97,8 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     if run.kv_tier != "hbm" or (run.archive_tier or "hbm") != "hbm":
         pin = run.policy.read.pin
         add("hbm", heads * (min(tokens, pin.sinks + pin.window + 1) - warm) * token_bytes)
+        if run.policy.read.cache is not None:
+            add("hbm", heads * min(run.policy.read.cache.tokens, stored) * token_bytes)
         if run.prefetch is not None:
             held = min(run.prefetch.tokens, stored) * (1 if run.prefetch.by == "layer_ahead" else run.prefetch.ahead)
             add("hbm", heads * held * token_bytes)

@@ -7,7 +7,7 @@ memory, they are made behind it, of keys that have arrived. What moves is simula
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from ghostsim.config.model import Model
@@ -18,7 +18,7 @@ from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.engine.clock import PS_PER_S, PS_PER_US
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
-from ghostsim.pipeline.capacity import stored_tokens
+from ghostsim.pipeline.capacity import kept_tokens, stored_tokens, warm_tokens
 from ghostsim.pipeline.decode import machine_of, own_use, placement_of
 from ghostsim.pipeline.executor import Executor
 from ghostsim.pipeline.measured import Bulk, Measured
@@ -36,9 +36,11 @@ class Amount:
     """What settles of prompts, in all layers and KV heads together."""
 
     keys: int
-    """Cold ones."""
-    kv_bytes: int
-    """To the tier of the KV; none where that is HBM."""
+    """Of which records are made."""
+    warm_bytes: int
+    cold_bytes: int
+    archive_bytes: int
+    """KV to its tiers; none where that is HBM."""
     index_bytes: int
     anchor_bytes: int
     """To HBM."""
@@ -46,14 +48,16 @@ class Amount:
     anchors: Arithmetic
 
     def __sub__(self, less: Amount) -> Amount:
-        return Amount(
-            self.keys - less.keys,
-            self.kv_bytes - less.kv_bytes,
-            self.index_bytes - less.index_bytes,
-            self.anchor_bytes - less.anchor_bytes,
-            self.index - less.index,
-            self.anchors - less.anchors,
-        )
+        return Amount(**{each.name: getattr(self, each.name) - getattr(less, each.name) for each in fields(self)})
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of KV."""
+        return self.warm_bytes + self.cold_bytes + self.archive_bytes
+
+    def without_kv(self) -> Amount:
+        """Return the index alone."""
+        return replace(self, warm_bytes=0, cold_bytes=0, archive_bytes=0)
 
 
 class Settling:
@@ -72,25 +76,49 @@ class Settling:
         self.placement = placement_of(run)
         self.stages = index_stages(run.policy, model.head_dim, model.kv_heads)
         self.layers = -(-model.layers // run.policy.layer_groups)
+        place = self.placement
+        self.tiers: dict[Role, str] = {
+            "warm": place.warm_tier, "cold": place.kv_tier, "archive": place.archive, "index": place.index_tier,
+        }  # fmt: skip
         self.by_gpu = self.placement.ghostify == "gpu"
         self.gpu = machine_of(run)[0].gpu
         self.amount = lru_cache(maxsize=None)(self._amount)
 
     def _amount(self, tokens: int) -> Amount:
-        """Return what settles of the first `tokens` of a prompt: its cold tokens, as far as they are stored."""
+        """Return what settles of the first `tokens` of a prompt: what is not hot, as far as it is stored."""
         policy, d, heads = self.run.policy, self.model.head_dim, self.layers * self.heads
-        begin, end = pins_of(policy).cold(0, tokens, tokens)
-        cold = max(0, stored_tokens(policy, tokens) - (tokens - end + begin))
-        fmt = policy.keep[0].format
-        anchored = sum(anchor_bytes(keep.format, d) for keep in policy.keep)
-        return Amount(
-            keys=heads * cold,
-            kv_bytes=heads * cold * format_bytes(fmt, d) if self.placement.kv_tier != "hbm" else 0,
-            index_bytes=heads * sum(stage.nbytes(-(-cold // stage.unit_tokens)) for stage in self.stages),
-            anchor_bytes=int(heads * cold * anchored),
-            index=index_arithmetic(policy, d, self.model.kv_heads, cold) * heads,
-            anchors=anchor_arithmetic(fmt, d, cold) * heads,
+        cold, archived = self._ages(tokens)
+        fmt, stored = policy.keep[0].format, cold + archived
+        warm = max((format_bytes(keep.format, d) for keep in policy.keep if keep.role == "warm"), default=0)
+        judged = [cold if archived and number else stored for number in range(len(self.stages))]
+        records = sum(
+            stage.nbytes(-(-units // stage.unit_tokens)) for stage, units in zip(self.stages, judged, strict=True)
         )
+        sizes: dict[Role, int] = {
+            "warm": warm_tokens(self.run, tokens) * warm,
+            "cold": cold * format_bytes(fmt, d),
+            "archive": archived * format_bytes(fmt, d),
+        }
+        return Amount(
+            keys=heads * stored,
+            **{f"{age}_bytes": heads * size if self.tiers[age] != "hbm" else 0 for age, size in sizes.items()},
+            index_bytes=heads * records,
+            anchor_bytes=int(heads * stored * sum(anchor_bytes(keep.format, d) for keep in policy.keep)),
+            index=index_arithmetic(policy, d, self.model.kv_heads, stored) * heads,
+            anchors=anchor_arithmetic(fmt, d, stored) * heads,
+        )
+
+    def _ages(self, tokens: int) -> tuple[int, int]:
+        """Return how many tokens of a KV head are cold, and how many archived, when a prompt of `tokens` is in."""
+        policy = self.run.policy
+        begin, end = pins_of(policy).cold(0, tokens, tokens)
+        hot = tokens - (end - begin)
+        stored = max(0, stored_tokens(policy, tokens) - hot)
+        if policy.archive is None:
+            return stored, 0
+        young = max((kept_tokens(keep, tokens) for keep in policy.keep if keep.role != "archive"), default=0)
+        cold = min(stored, max(0, young - hot))
+        return cold, stored - cold
 
     def moved_bytes(self, amount: Amount) -> int:
         """Return the bytes that a transfer or another maker than the GPU has to move."""
@@ -100,10 +128,8 @@ class Settling:
     def tier_bytes(self, amount: Amount) -> dict[str, dict[str, int]]:
         """Return the bytes by tier, all of the cause `migrate`."""
         found: dict[str, int] = {}
-        sizes = ((self.placement.kv_tier, amount.kv_bytes), (self.placement.index_tier, amount.index_bytes),
-                 ("hbm", amount.anchor_bytes))  # fmt: skip
-        for tier, nbytes in sizes:
-            found[tier] = found.get(tier, 0) + nbytes
+        for role, tier in (*self.tiers.items(), ("anchor", "hbm")):
+            found[tier] = found.get(tier, 0) + int(getattr(amount, f"{role}_bytes"))
         return {tier: {"migrate": nbytes} for tier, nbytes in found.items() if nbytes}
 
     # --- time ---
@@ -124,11 +150,10 @@ class Settling:
     def moved_ps(self, amount: Amount) -> Measured:
         """Simulate what moves, layer after layer; records that others than the GPU make follow their keys."""
         machine, env, network = machine_of(self.run)
-        rows = list(self._rows(amount))
+        rows = self._rows(amount)
         if not rows:
             return Measured(0.0, {})
-        tiers: dict[Role, str] = {"cold": self.placement.kv_tier, "index": self.placement.index_tier}
-        plan = build(rows, tiers, 1, self.layers)
+        plan = build(rows, self.tiers, 1, self.layers)
         bound = Binder(machine, self.model, self.placement, self.stages, 1).bind(plan)
         probe = UtilisationProbe(network)
         times = Executor(env, network, plan, bound).run()
@@ -144,17 +169,20 @@ class Settling:
         return Bulk.between(self.moved_ps(part), self.moved_bytes(part), self.moved_ps(large), nbytes)
 
     def _rows(self, amount: Amount) -> list[Work]:
-        def row(name: str, op: Op, role: Role, nbytes: int, after: str) -> Work:
-            size = nbytes // max(1, amount.keys)
+        def row(name: str, op: Op, role: Role) -> Work:
+            nbytes = int(getattr(amount, f"{role}_bytes"))
             return Work(
-                name, op, role, record_bytes=size, nbytes=nbytes // self.layers, records=amount.keys // self.layers,
-                runs=self.heads, after=((name, 1), *(((after, 0),) if after else ())),
+                name, op, role, record_bytes=nbytes // max(1, amount.keys), nbytes=nbytes // self.layers,
+                records=amount.keys // self.layers, runs=self.heads, after=((name, 1),),
             )  # fmt: skip
 
-        rows = [row("age", "migrate", "cold", amount.kv_bytes, "")] if amount.kv_bytes else []
+        moves: tuple[tuple[str, Role], ...] = (("cool", "warm"), ("age", "cold"), ("archive", "archive"))
+        rows = [row(name, "migrate", role) for name, role in moves if getattr(amount, f"{role}_bytes")]
         if self.moved_bytes(amount) > amount.kv_bytes:
-            made = row("ghostify", "ghostify", "index", amount.index_bytes, "age" if rows and not self.by_gpu else "")
-            rows.append(made if self.by_gpu else replace(made, flops=amount.index.flops // self.layers))
+            made = row("ghostify", "ghostify", "index")
+            keys = () if self.by_gpu else tuple((each.name, 0) for each in rows if each.role != "warm")
+            flops = 0 if self.by_gpu else amount.index.flops // self.layers
+            rows.append(replace(made, flops=flops, after=(*made.after, *keys)))
         return rows
 
     def _engine_ps(self, amount: Amount) -> float:
@@ -183,5 +211,5 @@ def settled(run: Run, model: Model, tokens: int, batch: int) -> Settled:
     settling = Settling(run, model, batch)
     amount = settling.amount(tokens)
     kernel = settling.kernel_ps(amount)
-    index = settling.moved_ps(replace(amount, kv_bytes=0)).duration_ps
+    index = settling.moved_ps(amount.without_kv()).duration_ps
     return Settled(kernel + index, kernel + settling.moved_ps(amount).duration_ps, settling.tier_bytes(amount))

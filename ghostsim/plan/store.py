@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -64,14 +65,20 @@ def _axes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     }
 
 
+def _mapped(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
+    """Return a new array in a file, whose room on disk is taken now: later a full disk would end the process."""
+    array: Array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 class Writer:
     """Fills the arrays of a Selection row by row."""
 
     def __init__(self, folder: Path, sizes: Sizes, absent: frozenset[str]) -> None:
         self._arrays = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-            if 0 not in shape
-            else np.zeros(shape, dtype=dtype)
+            name: _mapped(folder / f"{name}.npy", dtype, shape) if 0 not in shape else np.zeros(shape, dtype=dtype)
             for name, (shape, dtype) in _axes(sizes).items()
             if name not in absent
         }
@@ -177,11 +184,14 @@ def cached(key: str, policy: str) -> Selection | None:
 
 
 def publish(key: str, filled: Path, policy: str) -> Selection:
-    """Move a filled folder into the cache and return the Selection in it."""
+    """Move a filled folder into the cache, or copy it to another disk, and return the Selection in it."""
 
     def build(folder: Path) -> None:
         for file in sorted(filled.iterdir()):
-            shutil.move(file, folder / file.name)
+            try:
+                file.rename(folder / file.name)
+            except OSError:
+                shutil.copyfile(file, folder / file.name)
 
     folder = cache.publish(KIND, key, build)
     cache.trim(KIND, MAX_BYTES)

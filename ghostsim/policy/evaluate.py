@@ -233,12 +233,22 @@ def _evaluated(tasks: Sequence[Task], jobs: int) -> Iterator[list[list[HeadRows]
             raise
 
 
+@contextmanager
+def _named(folder: str) -> Iterator[None]:
+    """Let what finds no room in a folder say so."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or folder
+        raise
+
+
 def _compute(
     policies: Mapping[str, Policy], workload: Workload, jobs: int, progress: Progress | None
 ) -> dict[str, Selection]:
     layouts = {key: layout(policy, workload) for key, policy in policies.items()}
     tasks = _tasks(policies, workload, layouts)
-    with tempfile.TemporaryDirectory(prefix="ghostsim-selection-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ghostsim-selection-") as scratch, _named(scratch):
         writers: dict[str, store.Writer] = {}
         for done, found in enumerate(_evaluated(tasks, jobs)):
             for (key, rows), results in zip(tasks[done].rows, found, strict=True):

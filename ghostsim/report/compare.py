@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ghostsim.report.figure import Figure, Table, View, fill, log_axis, plot, rows_axis, short
+from ghostsim.report.figure import Figure, Table, View, dots, log_axis, plot, rows_axis
+from ghostsim.report.figures_time import row_height
 from ghostsim.report.store import RunFolder
 from ghostsim.report.verdict import Verdict, limit
-from ghostsim.report.words import at_most, listing, number, share, times
+from ghostsim.report.words import listing, loses, number, share, times
 
 _MOST_DIFFERENCES = 200
 _UNSAID = ("source", "confidence", "summary")
@@ -52,9 +53,9 @@ def _heading(runs: Sequence[RunFolder], names: Sequence[str], label: str) -> str
     if not clauses:
         return f"{label} of {names[0]} has no counterpart in {listing(list(names[1:])) or 'another folder'}."
     best = min(found, key=lambda name: found[name]["step_ms"]["p95"])
-    lost, busiest = at_most(found[best]["quality"]["lost_mass"]["max"]), limit(found[best])
+    lost, busiest = loses(found[best]["quality"]["lost_mass"]["max"]), limit(found[best])
     bound = f"; the limit there is {busiest[0]} ({share(busiest[1])} busy)" if busiest else ""
-    return f"{label} {listing(clauses)}. In {best} it loses at most {lost} of attention mass{bound}."
+    return f"{label} {listing(clauses)}. In {best} it {lost}{bound}."
 
 
 def _clause(name: str, each: Mapping[str, Any], base_name: str, base: Mapping[str, Any]) -> str:
@@ -107,9 +108,9 @@ _MEASURES = {
         "compare-throughput",
         "Tokens per second",
         "Tokens per second of the whole batch",
-        "Longer is better.",
+        "Further right is better.",
     ),
-    "p95": ("compare-latency", "Step latency, p95", "Step latency p95, ms", "Shorter is better."),
+    "p95": ("compare-latency", "Step latency, p95", "Step latency p95, ms", "Further left is better."),
 }
 
 
@@ -120,36 +121,21 @@ def _value(run: Mapping[str, Any], measure: str) -> float:
 def _figure(runs: Sequence[RunFolder], names: Sequence[str], measure: str) -> Figure:
     key, title, across, caption = _MEASURES[measure]
     shown = labels(runs)
-    traces = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": shown,
-            "x": [short(_value(found[label], measure)) if label in found else None for label in shown],
-            "marker": fill(index),
-            "hovertemplate": "%{y}, %{fullData.name}: %{x:.4~g}<extra></extra>",
-        }
-        for index, (name, found) in enumerate(
-            (name, run.metrics["runs"]) for name, run in zip(names, runs, strict=True)
-        )
-    ]
+    found = [run.metrics["runs"] for run in runs]
+    parts = {
+        name: [_value(each[label], measure) if label in each else None for label in shown]
+        for name, each in zip(names, found, strict=True)
+    }
     values = [_value(each, measure) for run in runs for each in run.metrics["runs"].values()]
-    height = 120 + (14 + 16 * len(runs)) * len(shown)
-    drawn = plot(
-        traces,
-        height,
-        barmode="group",
-        xaxis=log_axis(f"{across} (log)", values),
-        yaxis=rows_axis(shown),
-    )
+    across_axis = log_axis(f"{across} (log)", values)
+    drawn = plot(dots(shown, parts, "%{x:.4~g}"), row_height(len(shown)), xaxis=across_axis, yaxis=rows_axis(shown))
     rows = [
         _row(name, label, each)
         for name, run in zip(names, runs, strict=True)
         for label, each in run.metrics["runs"].items()
     ]
     header = ["Folder", "Run", "Batch", "Tokens/s", "p50, ms", "p95, ms", "Lost mass max", "Limit"]
-    return Figure(key, title, f"{caption} The axis is logarithmic.", [View("", drawn)], Table(header, rows))
+    return Figure(key, title, caption, [View("", drawn)], Table(header, rows))
 
 
 def _row(name: str, label: str, each: Mapping[str, Any]) -> list[str]:

@@ -169,8 +169,8 @@ def run_mark(label: str, index: int, **more: Any) -> Trace:  # noqa: ANN401  (Pl
 
 
 _LEAST_LOSS = 1e-8
-_LOSS_SCALE = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
-"""Viridis: its lightness falls evenly, so it also reads in grey."""
+_LOSS_SCALE = ((224, 176, 16), (94, 176, 98), (38, 142, 150), (92, 104, 190), (160, 62, 160))
+"""As viridis, whose lightness falls evenly so that it also reads in grey, but seen on white and on near-black."""
 
 
 def loss_colour(lost: float) -> str:

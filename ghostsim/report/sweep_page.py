@@ -29,7 +29,7 @@ from ghostsim.report.page import PlotlyJs, whole_page, write_text
 from ghostsim.report.pareto import undominated
 from ghostsim.report.search_figures import assumed, search_heading, sensitivity_heading, tornado, trials
 from ghostsim.report.sweep_store import SweepPoint, SweepStore, load_sweep
-from ghostsim.report.words import at_most, listing, number, plural, share, times
+from ghostsim.report.words import listing, loses, number, plural, share, times
 
 PAGE = "sweep.html"
 _P95 = "step_ms.p95"
@@ -95,9 +95,12 @@ def _sweep_heading(store: SweepStore) -> str:
         ((label, point) for point in store.points for label in ranked if point.of(label, _P95) is not None),
         key=lambda pair: pair[1].of(pair[0], _P95) or math.inf,
     )
-    where = f"with {store.describe(point)}" if label in _moved(store) else "at any setting"
+    spans = _spans(store, label)
+    moving = [field for field in store.varied if field in spans and spans[field][1] > spans[field][0] * _STILL]
+    named = ", ".join(f"{field} {point.settings[field]}" for field in moving)
+    where = f"with {named}" if named else "at any setting"
     lost = point.of(label, _LOST)
-    quality = f", and loses at most {at_most(lost)} of attention mass" if lost is not None else ""
+    quality = "" if lost is None else f", and {loses(lost)}"
     text = f"{label} is fastest {where}: {number(point.of(label, _P95))} ms at p95{quality}"
     moved, by, mover = _largest_mover(store)
     return f"{text}. {mover} moves most: {moved} by {times(by)}." if by > _STILL else f"{text}. No field moves any run."
@@ -382,6 +385,7 @@ def _parallel_plot(store: SweepStore, label: str, costs: Costs) -> dict[str, Any
     fields = [_setting(field, store.values(field), points) for field in store.varied]
     names = ("p95, ms", "lost mass", "mJ/token")
     latency, *others = (_outcome(name, values) for name, values in zip(names, outcomes, strict=True))
+    others = [each for each in others if len(each.ticks) > 1]
     dimensions = [*fields, latency, *others]
     traces: list[Trace] = [
         {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ghostsim.report.verdict_serving import best_server, grid_text, serving_heading, serving_runs, serving_summary
-from ghostsim.report.words import at_most, listing, number, plural, share, times
+from ghostsim.report.words import at_most, listing, loses, number, plural, share, times
 
 _EVEN = 0.02
 """Ratios this close to 1 are called equal: closer than the models are accurate."""
@@ -211,7 +211,7 @@ def _price(runs: Runs, label: str, facts: Facts, pays: bool | None) -> str:
 
 def _loss(run: Run, not_lossless: bool) -> str:
     lost, certified = run["quality"]["lost_mass"]["max"], run["quality"].get("certified_mass")
-    text = f"loses at most {at_most(lost)} of attention mass" if lost else "loses no attention mass"
+    text = loses(lost)
     if is_sound(run) and certified and lost > 0:
         text += f" (certified: {at_most(certified['max'])})"
     return text + (" and is not lossless, because its format changes scores" if not_lossless else "")

@@ -43,6 +43,11 @@ def at_most(value: float) -> str:
     return f"{number(math.ceil(value * 100 * scale - 1e-9) / scale, 2)} %" if value < 0.1 else share(value)
 
 
+def loses(lost: float) -> str:
+    """Say how much attention mass is lost at most."""
+    return f"loses at most {at_most(lost)} of attention mass" if lost > 0 else "loses no attention mass"
+
+
 def size(nbytes: float | None) -> str:
     """Write a number of bytes in the largest decimal unit that leaves at least 1."""
     if nbytes is None:

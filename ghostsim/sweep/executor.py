@@ -302,9 +302,7 @@ class _Run:
 
     def _note(self, point: str, outcome: Outcome) -> None:
         if outcome.unwritable:
-            raise GhostsimError(
-                f"found that the store cannot be written ({outcome.error}), expected room; then --resume"
-            )
+            raise store.unwritable(outcome.error)
         self._queue.ended(point, again=outcome.busy)
         if outcome.busy:
             self._tasks[point] = replace(self._tasks[point], wait=True)

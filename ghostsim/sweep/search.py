@@ -17,7 +17,7 @@ from ghostsim.config.load import load_search
 from ghostsim.config.ranges import Range, paths
 from ghostsim.config.search import Bound, Search, number_at
 from ghostsim.config.sweep import as_sets
-from ghostsim.errors import ConfigError, GhostsimError, Location, StoreError, UsageError
+from ghostsim.errors import ConfigError, Location, StoreError, UsageError
 from ghostsim.metrics.require import figure
 from ghostsim.sweep import store, worker
 from ghostsim.sweep.cluster import WorkerLostError
@@ -348,9 +348,7 @@ class _Run:
 
     def _note(self, running: _Running, outcome: Outcome) -> None:
         if outcome.unwritable:
-            raise GhostsimError(
-                f"found that the store cannot be written ({outcome.error}), expected room; then --resume"
-            )
+            raise store.unwritable(outcome.error)
         found = self._judged(running, outcome)
         self._study.tell(running.trial, found)
         met = "meets the bounds" if found.feasible else "failed" if found.error else "misses a bound"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ghostsim.config.document import dump, read
-from ghostsim.errors import ConfigError, Location, StoreError, UsageError
+from ghostsim.errors import ConfigError, GhostsimError, Location, StoreError, UsageError
 from ghostsim.export.run_folder import staged
 from ghostsim.metrics.require import missed
 
@@ -241,7 +241,13 @@ class Table:
             )
 
     def write(self, *, last: bool = False) -> None:
-        """Replace the file; in the middle of a large sweep only as often as is cheap."""
+        """Replace the file; in the middle of a large sweep only as often as is cheap.
+
+        Raises
+        ------
+        GhostsimError
+            If the folder has no room or cannot be written; the old file stays.
+        """
         begun = time.perf_counter()
         if not last and begun - self._ended < self._cost / _WRITING_SHARE:
             return
@@ -253,10 +259,17 @@ class Table:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 file.writelines([header, *(self._lines[row] for row in range(len(self._names)))])
             temporary.replace(self._folder / TABLE)
+        except OSError as error:
+            raise unwritable(f"{error.filename or self._folder / TABLE}: {error.strerror or error}") from None
         finally:
             temporary.unlink(missing_ok=True)
         self._ended = time.perf_counter()
         self._cost = self._ended - begun
+
+
+def unwritable(why: str | None) -> GhostsimError:
+    """Return the error of a store that cannot be written."""
+    return GhostsimError(f"found that the store cannot be written ({why}), expected room; then --resume")
 
 
 def _line(cells: Sequence[str]) -> str:

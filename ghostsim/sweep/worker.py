@@ -136,12 +136,18 @@ def _loaded(task: Task) -> LoadedScenario:
 # --- points of other sweeps --------------------------------------------------------------------------------------
 
 
+_SHOWN_ONLY = ("report", "findings", "calibrate", "cli.py")
+"""What changes pages and commands, but no figure."""
+
+
 @once
-def code() -> str:
-    """Hash everything that makes figures: the source of ghostsim and the libraries it counts with."""
+def code(*, pages: bool = False) -> str:
+    """Hash everything that makes figures: the source of ghostsim and the libraries it counts with; or `pages` too."""
     root = Path(str(ghostsim.__file__)).parent
-    files = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
-    return cache.digest(files | {name: version(name) for name in ("numpy", "simpy")})
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    counted = {name: path for name, path in files.items() if pages or name.partition("/")[0] not in _SHOWN_ONLY}
+    text = {name: path.read_text(encoding="utf-8") for name, path in counted.items()}
+    return cache.digest(text | {name: version(name) for name in ("numpy", "simpy")})
 
 
 def _key(point: str) -> dict[str, object]:

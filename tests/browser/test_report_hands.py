@@ -15,7 +15,7 @@ def tab(run_folder, visit):
 
 def settles(tab, figure, name, **expected):
     """Wait until a trace looks as expected."""
-    for _ in range(100):
+    for _ in range(600):
         found = tab.trace(figure, name)
         if all(found.get(key) == value for key, value in expected.items()):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -214,3 +215,34 @@ def test_processes_share_the_cache(folder):
     names = [path.name for path in (folder / "timing").iterdir()]
     assert len(names) == 20
     assert not any(name.startswith(".tmp") for name in names)
+
+
+def test_a_full_cache_costs_no_entry():
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        if len(built) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        (folder / "x").write_text("1")
+
+    path = cache.publish("sel", KEY, build)
+    assert (path / "x").read_text() == "1"
+    assert not built[0].exists()
+    assert cache.entry("sel", KEY) is None
+
+
+ELSEWHERE = """
+from ghostsim import cache
+print(cache.publish("sel", "key", lambda folder: (folder / "x").write_text("1")))
+"""
+
+
+def test_what_finds_no_place_in_the_cache_goes_with_the_process(tmp_path):
+    (tmp_path / "file").touch()
+    environment = os.environ | {"GHOSTSIM_CACHE": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(said.stdout.strip()).parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

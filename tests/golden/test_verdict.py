@@ -152,10 +152,15 @@ def test_unsound_bound_is_set_beside_the_sound_one_at_equal_bytes():
     ]
 
 
-@pytest.mark.parametrize(("lost", "text"), [(0.00411, "0.42 %"), (0.0, "0 %"), (0.009999, "1 %"), (0.0012, "0.12 %")])
+@pytest.mark.parametrize(("lost", "text"), [(0.00411, "0.42 %"), (0.009999, "1 %"), (0.0012, "0.12 %")])
 def test_what_is_promised_is_rounded_up(lost, text):
     runs = {"full": run("full", 8, 100.0), "ghostkv_cxl": ghost(8, 50.0, lost=lost)}
     assert f"loses at most {text} of attention mass" in verdict(metrics(runs, ["full"])).heading
+
+
+def test_nothing_lost_is_said_in_words():
+    runs = {"full": run("full", 8, 100.0), "ghostkv_cxl": ghost(8, 50.0, lost=0.0)}
+    assert "It loses no attention mass; " in verdict(metrics(runs, ["full"])).heading
 
 
 def test_trust_names_trace_context_repeats_and_assumptions():

@@ -77,6 +77,16 @@ def test_bytes_are_those_of_the_cold_tokens_and_their_records(run_of, name, expe
     assert found == {tier: {"migrate": BATCH * HEADS * COLD * each} for tier, each in expected.items()}
 
 
+def test_every_age_goes_to_its_tier(run_of):
+    """Hot to 256 tokens, warm to 1,024, cold to 4,096, then the archive."""
+    run = run_of("{policy: ghostkv_ages, warm_tier: cxl, kv_tier: dram, archive_tier: ssd}", "platform=h100_filters")
+    found = {tier: causes["migrate"] // HEADS for tier, causes in settled(run, run.model, TOKENS, 1).tier_bytes.items()}
+    warm, cold = 1024 - 256, 4096 - 1024
+    assert found["cxl"] == warm * 512
+    assert found["dram"] == (cold + 1) * 512
+    assert found["ssd"] == (TOKENS - 4 - 4096) * 512
+
+
 def test_an_index_in_hbm_takes_the_keys_and_records_at_the_rate_of_hbm(run_of):
     run = run_of(PLACED["gpu, all in hbm"])
     settling = settling_of(run)
@@ -126,7 +136,7 @@ def test_chunks_of_a_prompt_leave_what_the_whole_leaves(run_of, name, policy):
     ends = [0, 100, 700, 2048, 2049, 5000, TOKENS]
     parts = [settling.amount(end) - settling.amount(begin) for begin, end in pairwise(ends)]
     whole = settling.amount(TOKENS)
-    for field in ("keys", "kv_bytes", "index_bytes", "anchor_bytes"):
+    for field in ("keys", "cold_bytes", "index_bytes", "anchor_bytes"):
         found = [getattr(part, field) for part in parts]
         assert min(found) >= 0
         assert sum(found) == getattr(whole, field)

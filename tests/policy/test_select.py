@@ -159,3 +159,9 @@ def test_same_bytes_for_any_jobs_and_hash_seed(tmp_path):
         outputs.append(run.stdout)
     assert outputs[0] == outputs[1]
     assert len(outputs[0].splitlines()) == 8
+
+
+def test_a_selection_has_its_room_on_disk_before_it_is_filled(tmp_path):
+    store.Writer(tmp_path, store.Sizes(units=4, steps=2, q_per_kv=4, stages=1, streams=1, tokens=1 << 16), frozenset())
+    files = [path.stat() for path in tmp_path.iterdir()]
+    assert sum(file.st_blocks * 512 for file in files) >= sum(file.st_size for file in files) > 1 << 16

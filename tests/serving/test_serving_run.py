@@ -111,7 +111,7 @@ def test_prompts_that_share_a_beginning_find_it(metrics):
 
 def test_the_report_has_its_section(done):
     page = (done / "report.html").read_text()
-    assert 'id="serving"' in page
+    assert 'id="part-serving"' in page
     assert "serves most requests in time" in page
 
 

@@ -59,7 +59,7 @@ def mixed(label, contexts):
     parts = [selections()[label, context] for context in contexts]
     steps = parts[0].attended.shape[1]
     whole = {name: value for name, value in vars(parts[0]).items() if isinstance(value, np.ndarray)}
-    per_unit = [
+    per_unit = ["read_groups"] + [
         name for name, value in whole.items() if value.shape[:2] == (len(parts[0].attended), steps) and value.ndim == 2
     ]
     per_stage = ["scanned", "scan_bytes", "stream_tokens", "stream_bytes"]

@@ -368,7 +368,8 @@ def findings(
 ) -> None:
     """Answer questions by simulation, each on a page.
 
-    Gathers evidence and holds claims against it. Evidence that was computed before is taken from the cache, so that a command that was stopped goes on where it was.
+    Gathers evidence and holds claims against it. Evidence that was computed before is taken from the cache: a command
+    that was stopped goes on where it was.
     """
     from ghostsim.export.run_folder import default_out
     from ghostsim.findings.page import as_data

@@ -149,3 +149,36 @@ def _viability_row(label: str, each: Mapping[str, Any]) -> list[str]:
 
 def _holds(condition: Mapping[str, Any]) -> str:
     return "holds" if condition["holds"] else "fails"
+
+
+def prefill(run: RunFolder) -> Figure | None:
+    """What the prompts of each run cost once, and after how many steps a run has made up for it."""
+    runs = {label: each["prefill"] for label, each in run.metrics["runs"].items() if each.get("prefill")}
+    if not any(each["settle_ms"] for each in runs.values()):
+        return None
+    labels = list(runs)
+    made = [each["index_ms"] for each in runs.values()]
+    moved = [each["settle_ms"] - each["index_ms"] for each in runs.values()]
+    traces = stacked(labels, {"making the index": made, "moving index and KV": moved}, "%{x:.4~g} ms")
+    drawn = plot(traces, row_height(len(labels)), barmode="stack", xaxis=axis("Once, ms"), yaxis=rows_axis(labels))
+    baselines = list(dict.fromkeys(base for each in runs.values() for base in each.get("payback_steps") or {}))
+    header = ["Run", "Making the index, ms", "Moving index and KV, ms", *(f"Steps to make up, {b}" for b in baselines)]
+    rows = [
+        [
+            label,
+            number(a),
+            number(b),
+            *(_steps((runs[label].get("payback_steps") or {}).get(base)) for base in baselines),
+        ]
+        for label, a, b in zip(labels, made, moved, strict=True)
+    ]
+    caption = (
+        "What the prompts leave to be done before their first step, on an idle machine: their index is made and their "
+        "cold KV goes to its tier. The table says after how many steps a run has made up for what this costs more than "
+        "a baseline's; never where its steps are no shorter."
+    )
+    return Figure("prefill", "What prompts cost once", caption, [View("", drawn)], Table(header, rows))
+
+
+def _steps(count: int | None) -> str:
+    return "never" if count is None else f"{count:,}"

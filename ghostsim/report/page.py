@@ -28,7 +28,7 @@ from ghostsim.report.figures_hardware import capacity, cost, energy, over_time, 
 from ghostsim.report.figures_serving import goodput, latency_shares, memory_over_time, queues_over_time
 from ghostsim.report.figures_state import frontier, roofline, state
 from ghostsim.report.figures_time import critical_path, latency, layer, throughput
-from ghostsim.report.figures_waits import prefetch, viability, waits, what_if
+from ghostsim.report.figures_waits import prefetch, prefill, viability, waits, what_if
 from ghostsim.report.store import RunFolder, load_run
 from ghostsim.report.topology import topology
 from ghostsim.report.verdict import Facts, Verdict, verdict
@@ -121,7 +121,7 @@ def _sections(run: RunFolder, facts: Facts, found: Verdict) -> list[tuple[str, l
     sections: list[tuple[str, list[Figure | None]]] = [
         *([("Serving", serving)] if serving else []),
         ("Speed", [throughput(run), latency(run), critical_path(run)]),
-        ("Waiting", [waits(run, chosen), what_if(run), viability(run), prefetch(run)]),
+        ("Waiting", [waits(run, chosen), what_if(run), viability(run), prefetch(run), prefill(run)]),
         (
             "Quality",
             [

@@ -192,7 +192,7 @@ def whole_page(template: str, plotlyjs: PlotlyJs, sections: list[tuple[str, list
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "slug": lambda name: name.lower().replace(" ", "-")}
+    environment.filters |= {"figure": _figure, "code": _code, "slug": lambda name: name.lower().replace(" ", "-")}
     script = _asset(root, "report.js")
     inline = [script] + ([get_plotlyjs()] if plotlyjs == "embed" else [])
     return environment.get_template(template).render(
@@ -217,6 +217,12 @@ def _figure(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_figure, value))
     return number(value, 6) if isinstance(value, int | float) else str(value)
+
+
+def _code(text: str) -> Markup:
+    """Set what stands between backticks as code, everything escaped."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _asset(root: Path, name: str) -> str:

@@ -21,6 +21,7 @@ charts:
 - {title: lines, x: grid.lanes, y: {"<s>a</s>": grid.ms}, by: grid.kind, log: xy, x_title: lanes, y_title: ms}
 - {title: bars, x: grid.kind, y: {a: grid.ms}, kind: bars, x_title: kind, y_title: ms}
 - {title: marks, x: grid.ms, y: {a: grid.lanes}, kind: scatter, x_title: ms, y_title: lanes}
+not_covered: ["`ghostsim run <x>` does <b>it</b>"]
 tables: [{title: "<em>all</em>", columns: {"<tt>ms</tt>": grid.ms, kind: grid.kind}}]
 """
 
@@ -59,3 +60,8 @@ def test_the_verdict_is_the_heading(folder):
 
 def test_points_that_failed_are_counted(folder):
     assert "1 point failed" in (folder / "width" / "index.html").read_text()
+
+
+def test_what_stands_in_backticks_is_code(folder):
+    page = (folder / "width" / "index.html").read_text()
+    assert "<li><code>ghostsim run &lt;x&gt;</code> does &lt;b&gt;it&lt;/b&gt;</li>" in page

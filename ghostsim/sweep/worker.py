@@ -136,7 +136,7 @@ def _loaded(task: Task) -> LoadedScenario:
 # --- points of other sweeps --------------------------------------------------------------------------------------
 
 
-_SHOWN_ONLY = ("report", "findings", "calibrate", "cli.py")
+_SHOWN_ONLY = ("report", "findings", "calibrate", "cli")
 """What changes pages and commands, but no figure."""
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ghostsim.config import catalogue
+
 ROOT = Path(__file__).resolve().parents[2]
 TOP = {
     *("ghostsim", "hwmodels", "traces", "scenarios", "reports", "tests", ".ci"),
@@ -105,4 +107,4 @@ OVER_SCENARIOS = sorted(path for kind in ("sweeps", "searches") for path in (ROO
 
 @pytest.mark.parametrize("path", OVER_SCENARIOS, ids=lambda path: path.stem)
 def test_sweeps_and_searches_name_bundled_scenarios(path):
-    assert (ROOT / "scenarios" / f"{yaml.safe_load(path.read_text(encoding='utf-8'))['scenario']}.yaml").is_file()
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["scenario"] in catalogue.files("scenario")

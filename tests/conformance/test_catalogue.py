@@ -56,7 +56,7 @@ def test_something_is_bundled_of_every_kind(kind):
 def test_a_bundled_document_is_valid_and_named_after_its_file(kind, name):
     loaded = load(kind, name)
     assert loaded.kind == kind
-    assert getattr(loaded.value, "name", None) in ((name, None) if kind in ("sweep", "search") else (name,))
+    assert getattr(loaded.value, "name", None) in ((name, None) if kind in ("sweep", "search", "finding") else (name,))
 
 
 @pytest.mark.parametrize(("kind", "name"), HARDWARE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Annotated, Any, Literal
@@ -60,6 +60,16 @@ class Sweep(Strict):
             if twice:
                 raise ValueError(f"found {twice[0]} in more than one of {_listed('and')}, expected it in one")
             seen |= set(paths)
+        axes = self.axes()
+        for point in self.list_ or ({},):
+            self._check_order([*axes["grid"], *axes["zip"], *point, *axes["random"], *axes["latin_hypercube"]])
+
+    def _check_order(self, paths: Sequence[str]) -> None:
+        """Refuse a whole that is set after one of its parts, which it would undo."""
+        for i, path in enumerate(paths):
+            undone = next((early for early in paths[:i] if early.startswith(f"{path}.")), None)
+            if undone is not None:
+                raise ValueError(f"found {path} after {undone}, which it would undo, expected it before")
 
     def axes(self) -> dict[str, list[str]]:
         """Return the dotted paths that each kind of axis sets."""

@@ -305,6 +305,7 @@ CASES = [
         "in more than one of grid, zip, list, random and latin_hypercube",
     ),
     ("sweep", "scenario: scenario.yaml\n", "", "sweep:1:1", "scenario"),
+    ("sweep", "grid:", "list: [{platform: small}]\ngrid:", "sweep:1:1", "found platform after platform.links.up.width"),
     ("sweep", "grid:", "runs: [nope]\ngrid:", "sweep:3:8", "found 'nope', expected runs of the scenario"),
     ("sweep", "grid:", "list: [{workload.bach: 1}]\ngrid:", "sweep:3:24", "did you mean 'batch'"),
     ("sweep", "grid:", DRAWN + "to: 4}}}\ngrid:", "sweep:3:67", "found 4, expected more than from (8)"),

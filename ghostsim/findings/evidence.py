@@ -199,11 +199,11 @@ def _search(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
     effective, inputs = trials.effective_search(name), load_search(name).inputs
 
     def build(folder: Path) -> dict[str, Any]:
-        crew, store = Crew(jobs), folder / "store"
+        store = folder / "store"
         if effective.search.sensitivity is not None:
-            data = sensitivity.as_data(sensitivity.run_sensitivity(effective, store, crew, progress=say))
-        else:
-            data = trials.as_data(trials.run_search(effective, store, crew, progress=say))
+            data = sensitivity.as_data(sensitivity.run_sensitivity(effective, store, Crew(jobs), progress=say))
+        else:  # one at a time: else trials follow from those that happened to end first
+            data = trials.as_data(trials.run_search(effective, store, Crew(1), progress=say))
         header, rows = _table(store / "points.csv")
         kept = [row for row in rows if row["status"] == "done"]
         table = {key: value for key, value in data.items() if key != "folder"} | {"table": _columns(header, kept)}

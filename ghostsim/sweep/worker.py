@@ -109,7 +109,7 @@ def _is_full(error: OSError) -> bool:
 
 def _compute(task: Task) -> None:
     with store.new_point(task.folder, task.point) as folder:
-        if not task.reports and _recall(task.point, folder):
+        if not task.reports and _recall(task, folder):
             return
         loaded = _loaded(task)
         result = simulate(loaded.scenario, task.source.base, task.jobs, where=loaded.at)
@@ -168,9 +168,9 @@ def _present(folder: Path) -> tuple[str, ...]:
     return _FILES + tuple(name for name in _SERVED if (folder / name).exists())
 
 
-def _recall(point: str, folder: Path) -> bool:
-    """Fill `folder` with a point that another sweep finished; tell whether there is one."""
-    entry = cache.entry(_KIND, _key(point))
+def _recall(task: Task, folder: Path) -> bool:
+    """Fill `folder` with a point that another sweep finished, perhaps of other files; tell whether there is one."""
+    entry = cache.entry(_KIND, _key(task.point))
     try:
         if entry is None:
             return False
@@ -181,9 +181,11 @@ def _recall(point: str, folder: Path) -> bool:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and _is_full(error):
             raise
-        cache.discard(_KIND, _key(point))
+        cache.discard(_KIND, _key(task.point))
         return False
-    text = json.dumps(manifest | {"argv": list(sys.argv)}, indent=1, allow_nan=False)
+    data = {name: sha for name, sha in manifest["inputs"].items() if name.startswith(("trace ", "requests "))}
+    own = {"argv": list(sys.argv), "inputs": dict(_loaded(task).inputs) | data}
+    text = json.dumps(manifest | own, indent=1, allow_nan=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return True
 

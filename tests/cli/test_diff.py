@@ -65,6 +65,17 @@ def test_the_nearest_cause_is_named(folders, other, kinds, words):
     assert words in diff_text(found)
 
 
+def test_a_point_that_another_sweep_made_names_its_own_files(tmp_path, folders, selections, monkeypatch):
+    monkeypatch.setenv("GHOSTSIM_CACHE", str(selections))
+    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+    (tmp_path / "sweep.yaml").write_text("schema: 1\nscenario: tiny.yaml\nlist: [{workload.batch: 1}]\n")
+    done = run_sweep(tmp_path / "sweep.yaml", [], tmp_path / "out").folder
+    recalled = json.loads((done / "points" / folders[0].name / "manifest.json").read_text())
+    assert str(tmp_path / "tiny.yaml") in recalled["inputs"]
+    assert str(folders[0].parents[2] / "tiny.yaml") not in recalled["inputs"]
+    assert "trace natural_4k" in recalled["inputs"]
+
+
 def test_settings_are_named_by_their_path(folders):
     assert diff_runs(folders[0], folders[1])["inputs"]["config"][RATE][1] == "5 GB/s"
 

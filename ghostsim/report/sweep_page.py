@@ -97,7 +97,7 @@ def _sweep_heading(store: SweepStore) -> str:
     )
     spans = _spans(store, label)
     moving = [field for field in store.varied if field in spans and spans[field][1] > spans[field][0] * _STILL]
-    named = ", ".join(f"{field} {point.settings[field]}" for field in moving)
+    named = ", ".join(f"{field} {point.settings[field]}" for field in moving if point.settings[field])
     where = f"with {named}" if named else "at any setting"
     lost = point.of(label, _LOST)
     quality = "" if lost is None else f", and {loses(lost)}"

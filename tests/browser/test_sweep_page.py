@@ -66,6 +66,12 @@ def test_heading_names_the_fastest_lossless_run_and_the_field_that_moves_most(sw
     assert "not ranked: int4" in page
 
 
+def test_heading_leaves_out_a_field_that_its_point_does_not_set(tmp_path):
+    some = [row | {RATE: "" if row[RATE] == "55.4 GB/s" else row[RATE]} for row in rows()]
+    page = render_sweep(load_sweep(write_store(tmp_path / "sweep", some)))
+    assert f"ghost is fastest with {WIDTH} 16: 250 ms at p95" in page
+
+
 @needs_browser
 def test_every_figure_of_a_sweep_renders_without_console_error(tmp_path, visit):
     tab = visit(write_sweep_report(write_store(tmp_path / "sweep")))

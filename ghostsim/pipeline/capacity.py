@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ghostsim.config.hardware import Platform
@@ -10,6 +10,7 @@ from ghostsim.config.model import Model
 from ghostsim.config.policy import Keep, Policy
 from ghostsim.config.rules import AllRule, TopFrac, TopK
 from ghostsim.config.scenario import Run
+from ghostsim.plan.selection import IndexStage
 from ghostsim.policy.costs import anchor_bytes, format_bytes, index_stages
 
 _BUFFERED_LAYERS = 2
@@ -67,6 +68,12 @@ def warm_tokens(run: Run, tokens: int) -> int:
     return found
 
 
+def index_bytes(stages: Sequence[IndexStage], stored: int, cold: int) -> int:
+    """Return the bytes of an index per KV head: archived tokens have no record beyond their cluster's, in stage 0."""
+    judged = [cold if number else stored for number in range(len(stages))]
+    return sum(stage.nbytes(-(-tokens // stage.unit_tokens)) for stage, tokens in zip(stages, judged, strict=True))
+
+
 def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
     """Return the bytes of weights, KV, pinned KV, index, cache and fetch buffers of a run.
 
@@ -104,9 +111,8 @@ def footprint(run: Run, model: Model, tokens: int, batch: int) -> Footprint:
             add("hbm", heads * held * token_bytes)
         if run.fetch in _BUFFERED:
             add("hbm", _BUFFERED_LAYERS * batch * model.kv_heads * stored * token_bytes)
-    for number, stage in enumerate(index_stages(run.policy, model.head_dim, model.kv_heads)):
-        judged = cold if archived and number else stored  # archived tokens have no record beyond their cluster's
-        add(run.index_tier, heads * stage.nbytes(-(-judged // stage.unit_tokens)))
+    stages = index_stages(run.policy, model.head_dim, model.kv_heads)
+    add(run.index_tier, heads * index_bytes(stages, stored, cold if archived else stored))
     return Footprint(batch, tokens, tiers)
 
 

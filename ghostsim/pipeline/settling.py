@@ -18,7 +18,7 @@ from ghostsim.devices.host_cpu import HostCpuDevice
 from ghostsim.engine.clock import PS_PER_S, PS_PER_US
 from ghostsim.engine.probes import UtilisationProbe
 from ghostsim.pipeline.binding import Binder
-from ghostsim.pipeline.capacity import kept_tokens, stored_tokens, warm_tokens
+from ghostsim.pipeline.capacity import index_bytes, kept_tokens, stored_tokens, warm_tokens
 from ghostsim.pipeline.decode import machine_of, own_use, placement_of
 from ghostsim.pipeline.executor import Executor
 from ghostsim.pipeline.measured import Bulk, Measured
@@ -90,10 +90,6 @@ class Settling:
         cold, archived = self._ages(tokens)
         fmt, stored = policy.keep[0].format, cold + archived
         warm = max((format_bytes(keep.format, d) for keep in policy.keep if keep.role == "warm"), default=0)
-        judged = [cold if archived and number else stored for number in range(len(self.stages))]
-        records = sum(
-            stage.nbytes(-(-units // stage.unit_tokens)) for stage, units in zip(self.stages, judged, strict=True)
-        )
         sizes: dict[Role, int] = {
             "warm": warm_tokens(self.run, tokens) * warm,
             "cold": cold * format_bytes(fmt, d),
@@ -102,7 +98,7 @@ class Settling:
         return Amount(
             keys=heads * stored,
             **{f"{age}_bytes": heads * size if self.tiers[age] != "hbm" else 0 for age, size in sizes.items()},
-            index_bytes=heads * records,
+            index_bytes=heads * index_bytes(self.stages, stored, cold if archived else stored),
             anchor_bytes=int(heads * stored * sum(anchor_bytes(keep.format, d) for keep in policy.keep)),
             index=index_arithmetic(policy, d, self.model.kv_heads, stored) * heads,
             anchors=anchor_arithmetic(fmt, d, stored) * heads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,7 @@ def _drawn(chart: Chart, scope: Mapping[str, Any], at: Location) -> Drawn:
         y = get(text)
         if len(y) != len(x) or (groups and len(groups) != len(x)):
             raise ConfigError(f"found {len(x)} values of x and {len(y)} of {label!r}, expected as many", at)
-        curves += [_curve(label, x, y, lambda _: True)] if not groups else _grouped(label, x, y, groups)
+        curves += [_curve(label, x, y, range(len(x)))] if not groups else _grouped(label, x, y, groups)
     return Drawn(chart, curves)
 
 
@@ -163,14 +163,12 @@ def _grouped(label: str, x: Sequence[Any], y: Sequence[Any], groups: Sequence[An
     def told(group: object) -> str:
         return f"{label}, {number(group, 6) if isinstance(group, float) else group}"
 
-    def of(group: object) -> Callable[[int], bool]:
-        return lambda i: bool(groups[i] == group)
-
-    return [_curve(told(group), x, y, of(group)) for group in dict.fromkeys(groups)]
+    members = {group: [i for i, each in enumerate(groups) if each == group] for group in dict.fromkeys(groups)}
+    return [_curve(told(group), x, y, rows) for group, rows in members.items()]
 
 
-def _curve(name: str, x: Sequence[Any], y: Sequence[Any], keeps: Callable[[int], bool]) -> Curve:
-    kept = [i for i in range(len(x)) if keeps(i) and _known(x[i]) and _known(y[i])]
+def _curve(name: str, x: Sequence[Any], y: Sequence[Any], rows: Sequence[int]) -> Curve:
+    kept = [i for i in rows if _known(x[i]) and _known(y[i])]
     if all(isinstance(x[i], int | float) for i in kept):
         kept.sort(key=lambda i: float(x[i]))
     return Curve(name, [x[i] for i in kept], [y[i] for i in kept])

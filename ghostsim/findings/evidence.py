@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import shutil
@@ -16,10 +15,26 @@ from ghostsim.bundled import folder
 from ghostsim.config.catalogue import exists, files
 from ghostsim.config.expressions import Columns
 from ghostsim.config.finding import Evidence
-from ghostsim.config.load import load_policy, load_scenario
+from ghostsim.config.load import load_policy, load_scenario, load_search
 from ghostsim.errors import ConfigError, Location, StoreError
+from ghostsim.export.run_folder import what_if_table, write_run
+from ghostsim.report.audit_page import render_audit
+from ghostsim.report.frontier_page import render_frontier
+from ghostsim.report.page import render
+from ghostsim.report.sweep_page import render_sweep
+from ghostsim.report.sweep_store import load_sweep, read_table
+from ghostsim.simulation import simulate
+from ghostsim.study.audit import audit
+from ghostsim.study.audit_output import as_json
+from ghostsim.study.drift import drift
+from ghostsim.study.frontier import frontier, write_csv
+from ghostsim.study.tree import tree
+from ghostsim.sweep import search as trials
+from ghostsim.sweep import sensitivity
 from ghostsim.sweep.executor import Crew, Progress, run_sweep
+from ghostsim.sweep.points import Source, effective_sweep, named, resolve
 from ghostsim.sweep.worker import code
+from ghostsim.trace.format import MANIFEST, file_sha256, find_trace, open_trace
 
 _KIND = "evidence"
 _MAX_BYTES = 1 << 30
@@ -72,7 +87,7 @@ def gather(name: str, asked: Evidence, beside: Path, jobs: int, say: Progress) -
     """
     if asked.kind == "perplexity" and importlib.util.find_spec("torch") is None:
         return _recorded(name, asked, beside)
-    way = _WAYS[asked.kind](asked, beside, jobs, lambda text: say(f"{asked.kind} {asked.subject}: {text}"))
+    way = WAYS[asked.kind](asked, beside, jobs, lambda text: say(f"{asked.kind} {asked.subject}: {text}"))
     key = {"kind": asked.kind, "depends": dict(way.depends), "code": code(pages=True)}
     known = cache.entry(_KIND, key)
     if known is None or not (known / DATA).is_file():
@@ -117,12 +132,6 @@ def _number(cell: str) -> float | None:
         return units.magnitude(cell)
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or ()), list(reader)
-
-
 def _recorded(name: str, asked: Evidence, beside: Path) -> Gathered:
     path = beside / (asked.recorded or "")
     if asked.recorded is None:
@@ -140,19 +149,14 @@ def _recorded(name: str, asked: Evidence, beside: Path) -> Gathered:
 
 
 def _sweep(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
-    from ghostsim.sweep.points import effective_sweep, resolve  # noqa: PLC0415
-
     name = _named("sweep", asked.subject, beside)
     effective = effective_sweep(name)
     points = sorted({resolve(effective.source, each).name for each in effective.settings()})
 
     def build(folder: Path) -> dict[str, Any]:
-        from ghostsim.report.sweep_page import render_sweep  # noqa: PLC0415
-        from ghostsim.report.sweep_store import load_sweep  # noqa: PLC0415
-
         store = folder / Path(name).stem
         done = run_sweep(name, out=store, jobs=jobs, progress=say)
-        header, rows = _table(store / "points.csv")
+        header, rows = read_table(store / "points.csv")
         kept = [row for row in rows if row["status"] == "done"]
         if not kept:
             raise StoreError(f"found that every point failed ({rows[0]['error']}), expected some", Location(Path(name)))
@@ -169,34 +173,25 @@ def _without(store: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
-    from ghostsim.sweep.points import Source, named  # noqa: PLC0415
-
     name = _named("scenario", asked.subject, beside)
     loaded, base = load_scenario(name), Source(name).base
 
     def build(folder: Path) -> dict[str, Any]:
-        from ghostsim.export.run_folder import what_if_table, write_run  # noqa: PLC0415
-        from ghostsim.report.page import render  # noqa: PLC0415
-        from ghostsim.simulation import simulate  # noqa: PLC0415
-
         result = simulate(loaded.scenario, base, jobs, say, loaded.at, ask_what_if=True)
         store = folder / "store"
         store.mkdir()
         write_run(store, result, loaded, ["ghostsim", "run", asked.subject])
         (folder / PAGE).write_text(render(store, "directory"), encoding="utf-8")
-        data = json.loads((store / "metrics.json").read_text(encoding="utf-8"))
-        return _without(store, _found(data | {"what_if": what_if_table(result)}, len(data["runs"])))
+        data = result.metrics | {"what_if": what_if_table(result)}
+        return _without(store, _found(data, len(result.metrics["runs"])))
 
     return _Way(f"ghostsim run {asked.subject}", {"scenario": named(loaded, base)}, build)
 
 
 def _search(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
-    from ghostsim.config.load import load_search  # noqa: PLC0415
-    from ghostsim.sweep import search as trials  # noqa: PLC0415
-    from ghostsim.sweep import sensitivity  # noqa: PLC0415
-
     name = _named("search", asked.subject, beside)
-    effective, inputs = trials.effective_search(name), load_search(name).inputs
+    loaded = load_search(name)
+    effective = trials.EffectiveSearch(loaded.document, loaded.value)
 
     def build(folder: Path) -> dict[str, Any]:
         store = folder / "store"
@@ -204,12 +199,12 @@ def _search(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
             data = sensitivity.as_data(sensitivity.run_sensitivity(effective, store, Crew(jobs), progress=say))
         else:  # one at a time: else trials follow from those that happened to end first
             data = trials.as_data(trials.run_search(effective, store, Crew(1), progress=say))
-        header, rows = _table(store / "points.csv")
+        header, rows = read_table(store / "points.csv")
         kept = [row for row in rows if row["status"] == "done"]
         table = {key: value for key, value in data.items() if key != "folder"} | {"table": _columns(header, kept)}
         return _without(store, _found(table, len(kept), len(rows) - len(kept)))
 
-    return _Way(f"ghostsim search {asked.subject}", {"document": effective.document, "inputs": dict(inputs)}, build)
+    return _Way(f"ghostsim search {asked.subject}", {"document": loaded.document, "inputs": dict(loaded.inputs)}, build)
 
 
 def _named(kind: str, name: str, beside: Path) -> str:
@@ -222,13 +217,6 @@ def _named(kind: str, name: str, beside: Path) -> str:
 
 def _audit(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Way:
     def build(folder: Path) -> dict[str, Any]:
-        from ghostsim.report.audit_page import render_audit  # noqa: PLC0415
-        from ghostsim.study.audit import audit  # noqa: PLC0415
-        from ghostsim.study.audit_output import as_json  # noqa: PLC0415
-        from ghostsim.study.drift import drift  # noqa: PLC0415
-        from ghostsim.study.tree import tree  # noqa: PLC0415
-        from ghostsim.trace.format import open_trace  # noqa: PLC0415
-
         recorded = open_trace(asked.subject, beside)
         aged = drift(recorded, _counted(say)) if asked.drift else None
         trees = tree(recorded, progress=_counted(say)) if asked.tree else None
@@ -245,16 +233,12 @@ def _frontier(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
     loaded = [load_policy(_named("policy", name, beside)) for name in asked.policies or files("policy")]
 
     def build(folder: Path) -> dict[str, Any]:
-        from ghostsim.report.frontier_page import render_frontier  # noqa: PLC0415
-        from ghostsim.study.frontier import frontier, write_csv  # noqa: PLC0415
-        from ghostsim.trace.format import open_trace  # noqa: PLC0415
-
         policies = [each.value for each in loaded]
         recorded = open_trace(asked.subject, beside)
         found = frontier(recorded, policies, steps=asked.steps, jobs=jobs, progress=_counted(say))
         (folder / PAGE).write_text(render_frontier(found, "directory"), encoding="utf-8")
         write_csv(found, folder / "frontier.csv")
-        header, rows = _table(folder / "frontier.csv")
+        header, rows = read_table(folder / "frontier.csv")
         return _found(_columns(header, rows), len(rows))
 
     named = "".join(f" --policy {name}" for name in asked.policies)
@@ -264,8 +248,6 @@ def _frontier(asked: Evidence, beside: Path, jobs: int, say: Progress) -> _Way:
 
 
 def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Way:
-    from ghostsim.trace.format import file_sha256  # noqa: PLC0415
-
     model, text = _there(asked.subject, beside), _there(str(asked.text), beside)
     loaded = [load_policy(_named("policy", name, beside)) for name in asked.policies]
 
@@ -280,8 +262,13 @@ def _perplexity(asked: Evidence, beside: Path, _jobs: int, say: Progress) -> _Wa
         return _found(figures(perplexity(decode, say)), len(policies))
 
     sizes = {"prompt": asked.prompt, "steps": asked.steps, "facts": asked.facts}
-    content = {"model": cache.digest(str(model)), "text": file_sha256(text)}
+    content = {"model": _model_hashes(model), "text": file_sha256(text)}
     return _Way(_perplexity_command(asked), sizes | content | {"policies": [each.document for each in loaded]}, build)
+
+
+def _model_hashes(model: Path) -> dict[str, str]:
+    """Return the hash of every file of a model, by name."""
+    return {path.name: file_sha256(path) for path in sorted(model.iterdir()) if path.is_file()}
 
 
 def _perplexity_command(asked: Evidence) -> str:
@@ -299,8 +286,6 @@ def _there(name: str, beside: Path) -> Path:
 
 
 def _trace_hash(name: str, beside: Path) -> str:
-    from ghostsim.trace.format import MANIFEST, file_sha256, find_trace  # noqa: PLC0415
-
     return file_sha256(find_trace(name, beside) / MANIFEST)
 
 
@@ -308,6 +293,6 @@ def _counted(say: Progress) -> Callable[[int, int], None]:
     return lambda done, of: say(f"{done} of {of}")
 
 
-_WAYS: Mapping[str, Callable[[Evidence, Path, int, Progress], _Way]] = {
+WAYS: Mapping[str, Callable[[Evidence, Path, int, Progress], _Way]] = {
     "sweep": _sweep, "run": _run, "search": _search, "audit": _audit, "frontier": _frontier, "perplexity": _perplexity,
 }  # fmt: skip

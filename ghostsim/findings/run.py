@@ -14,7 +14,7 @@ from ghostsim.findings.answer import Answer, answer
 from ghostsim.findings.evidence import gather
 from ghostsim.findings.page import as_data, write_answer, write_index
 from ghostsim.report.page import write_plotly
-from ghostsim.sweep.executor import Crew, Progress
+from ghostsim.sweep.executor import Progress
 
 RESULT = "findings.json"
 
@@ -48,9 +48,8 @@ def run_findings(
     with staged(out, force=force, marker=RESULT) as folder:
         answers = []
         for name, (path, finding) in loaded.items():
-            jobs_used = Crew(jobs).jobs
             asked = finding.value.evidence.items()
-            evidence = [gather(key, each, path.resolve().parent, jobs_used, say) for key, each in asked]
+            evidence = [gather(key, each, path.resolve().parent, jobs, say) for key, each in asked]
             answers.append(answer(name, finding, evidence))
             write_answer(answers[-1], folder)
         write_plotly(folder)

@@ -109,7 +109,7 @@ def load_sweep(path: Path) -> SweepStore:
     StoreError
         If its table is missing, is not what a sweep writes, or holds no finished point.
     """
-    header, rows = _read(path / TABLE)
+    header, rows = read_table(path / TABLE)
     if tuple(header[: len(_OF_POINT)]) != _OF_POINT:
         raise StoreError("found other columns, expected the table of a sweep", Location(path / TABLE, 1))
     labels = [name.removesuffix(_P95) for name in header if name.endswith(_P95) and not name.startswith("compare.")]
@@ -120,7 +120,7 @@ def load_sweep(path: Path) -> SweepStore:
         raise StoreError("found no finished point, expected one or more", Location(path / TABLE))
     failed = [(row["point"], row["error"] or row["status"]) for row in rows if row["status"] != "done"]
     points = [_point(path, row, fields, header[begin:]) for row in done.values()]
-    effects = _read(path / SENSITIVITY)[1] if (path / SENSITIVITY).is_file() else []
+    effects = read_table(path / SENSITIVITY)[1] if (path / SENSITIVITY).is_file() else []
     return SweepStore(path, fields, labels, points, failed, _not_lossless(path, points[0].name), effects)
 
 
@@ -170,7 +170,14 @@ def _number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the header and the rows of a CSV table.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or a row has more or fewer cells than the header.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)

@@ -8,10 +8,11 @@ from tiny import SCENARIO
 
 from ghostsim.config.catalogue import files
 from ghostsim.config.expressions import Columns
+from ghostsim.config.finding import Evidence
 from ghostsim.config.load import load_finding
 from ghostsim.errors import ConfigError
 from ghostsim.findings.answer import answer, written
-from ghostsim.findings.evidence import Gathered
+from ghostsim.findings.evidence import WAYS, Gathered
 
 SWEEP = """
 schema: 1
@@ -190,6 +191,19 @@ def test_a_column_that_is_not_there_is_an_error_with_its_place(loaded):
     evidence = _evidence(**{"offload.step_ms.p95": [1.0, 1.0]})
     with pytest.raises(ConfigError, match=r"finding.yaml:6:.*found no column 'full.step_ms.p95' in grid"):
         answer("finding", loaded(), evidence)
+
+
+def test_other_weights_are_other_evidence(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "text.npy").write_bytes(b"ids")
+    asked = Evidence(perplexity="model", text="text.npy", policies=("quest",))
+
+    def depends(weights):
+        (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+        return dict(WAYS["perplexity"](asked, tmp_path, 1, lambda _: None).depends)
+
+    assert depends(b"one") != depends(b"two")
+    assert depends(b"one") == depends(b"one")
 
 
 @pytest.mark.parametrize("name", list(files("finding")))

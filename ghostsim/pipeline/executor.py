@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ghostsim.devices.job import Part
 from ghostsim.devices.leg import Load, queueing_ps
-from ghostsim.engine.clock import PS_PER_S, Call
+from ghostsim.engine.clock import PS_PER_S, Call, uncollected
 from ghostsim.engine.network import FlowClass, Network
 from ghostsim.errors import GhostsimError, InvariantError
 from ghostsim.pipeline.bound import Bound, Row
@@ -75,7 +75,8 @@ class Executor:
         self.ready.extend(row for row, count in enumerate(self.waiting) if not count)
         self._drain()
         if self.finished != len(self.start) and self.env.peek() != math.inf:
-            with contextlib.suppress(RuntimeError):  # the queue ran empty: rows wait for each other, as said below
+            # The queue may run empty: then rows wait for each other, as said below.
+            with contextlib.suppress(RuntimeError), uncollected():
                 self.env.run(self.done)
         if self.finished != len(self.start):
             raise InvariantError(f"found {len(self.start) - self.finished} rows that never ran, expected none")

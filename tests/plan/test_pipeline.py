@@ -1,5 +1,6 @@
 """Does the simulated decode step keep its promises: order, time, bytes, and the right sign of every change?"""
 
+import gc
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import invented
 import numpy as np
 import pytest
 from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, simulate, varied
@@ -14,6 +16,7 @@ from invented import CXL, HBM, OFFLOAD, PIM, llama, policy, simulate, varied
 from ghostsim.errors import ConfigError
 from ghostsim.metrics import critical_path
 from ghostsim.metrics.collect import moved, run_metrics, step_ms
+from ghostsim.pipeline.executor import Executor
 from ghostsim.plan.plan import OPS
 
 SMALL = llama("layers=4")
@@ -424,6 +427,31 @@ def test_a_fetch_waits_for_media_that_other_hosts_load():
 def test_hosts_of_a_pool_outlast_the_run_and_change_no_other():
     assert run("ghostkv_cxl", sets=POOLED).record.utilisation["cxl1"] > 45e9 / 64e9
     assert mean_ms("full_hbm", sets=POOLED) == mean_ms("full_hbm")
+
+
+class Watched(Executor):
+    """Counts what only a collector can free."""
+
+    cycles = ()
+
+    def run(self):
+        gc.collect()
+        gc.disable()
+        times = super().run()
+        Watched.cycles += (gc.collect(),)
+        gc.enable()
+        return times
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_events_leave_nothing_for_the_collector(name, monkeypatch):
+    """Which is why none runs while they are processed."""
+    monkeypatch.setattr(invented, "Executor", Watched)
+    monkeypatch.setattr(Watched, "cycles", ())
+    gc.freeze()
+    run.__wrapped__(name)
+    gc.unfreeze()
+    assert Watched.cycles == (0,)
 
 
 PROGRAM = """

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
@@ -195,6 +196,11 @@ class Probe:
         Of a resource with a `mix` it is the share of its time, times `Resource.capacity`.
         """
 
+    def on_course(self, times_ps: Sequence[int], used: Sequence[Sequence[float]]) -> None:
+        """See the rates of several past instants at once, as `on_rates` would one by one."""
+        for now_ps, units in zip(times_ps, used, strict=True):
+            self.on_rates(now_ps, units)
+
     def on_start(self, now_ps: int, flow: Flow) -> None:
         """See a flow whose first byte leaves now."""
 
@@ -224,6 +230,25 @@ class Moment(NamedTuple):
 
     ps: int
     state: State
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What a network did from one idle instant to the next, gathered so that it is quickly done again.
+
+    Attributes
+    ----------
+    noted
+        When the share of each class changed, and to what.
+    moments
+        When the rates changed, and the states from then on; the first is the idle instant.
+    flows
+        Flows that started.
+    """
+
+    noted: Mapping[FlowClass, tuple[list[int], list[Share]]]
+    moments: Sequence[Moment]
+    flows: int
 
 
 class _Mixed(NamedTuple):
@@ -380,20 +405,29 @@ class Network:
         """A place for what follows from the present use of resources alone; it comes back with the same flows."""
         return self._solved.notes
 
-    def repeat(self, moments: Iterable[Moment], shift_ps: int, flows: int) -> None:
-        """Let an idle network have done once more, up to now, what it did in `moments` that are `shift_ps` older.
+    def course(self, moments: Sequence[Moment], flows: int) -> Course:
+        """Gather what was done in `moments`, the first of which was idle."""
+        noted: dict[FlowClass, tuple[list[int], list[Share]]] = {}
+        for (_, before), (then, state) in pairwise(moments):
+            for flow_class, share in before.changes.get(state) or self._changes(before, state):
+                times_ps, shares = noted.setdefault(flow_class, ([], []))
+                times_ps.append(then)
+                shares.append(share)
+        return Course(noted, moments, flows)
+
+    def repeat(self, course: Course, shift_ps: int) -> None:
+        """Let an idle network have done once more, up to now, what it did in a course that is `shift_ps` older.
 
         Watchers of rates see it, watchers of flows do not. Rates are settled at the end of this instant.
         """
-        before = self._solved
-        for then, state in moments:
-            for flow_class, share in before.changes.get(state) or self._changes(before, state):
-                flow_class.note(share, then + shift_ps)
-            for meter in self.meters:
-                meter.on_rates(then + shift_ps, state.used or self._usage(state))
-            before = state
-        self._solved = before
-        self.flows_started += flows
+        for flow_class, (times_ps, shares) in course.noted.items():
+            flow_class.changed_ps += [then + shift_ps for then in times_ps]
+            flow_class.shares += shares
+        for meter in self.meters:
+            used = [state.used or self._usage(state) for _, state in course.moments[1:]]
+            meter.on_course([then + shift_ps for then, _ in course.moments[1:]], used)
+        self._solved = course.moments[-1].state
+        self.flows_started += course.flows
         if not self._settling:
             self._settling = True
             Call(self.env, self._settle, 0, LAST)

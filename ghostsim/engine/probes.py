@@ -40,6 +40,17 @@ class UtilisationProbe(Probe):
         if len(self._uses) > _LOG_LENGTH:
             self._sum_log()
 
+    def on_course(self, times_ps: Sequence[int], used: Sequence[Sequence[float]]) -> None:
+        """Note the rates of several past instants; the log is summed where single ones would have it summed."""
+        at = 0
+        while at < len(used):
+            until = at + _LOG_LENGTH + 1 - len(self._uses)
+            self._times_ps += times_ps[at:until]
+            self._uses += used[at:until]
+            at = until
+            if len(self._uses) > _LOG_LENGTH:
+                self._sum_log()
+
     def bins(self) -> NDArray[np.float64]:
         """Return the units used of each resource in each bin up to now, shape [resources, bins].
 

@@ -117,7 +117,7 @@ class Executor:
         for spans in (self.wait, self.delay, self.service):
             spans[row:until] = spans[old]
         self.classes[row:until] = self.classes[old]
-        self.network.repeat(like.moments, shift_ps, like.flows)
+        self.network.repeat(like.course, shift_ps)
         self.begun = self.finished = until
         for successors in self.successors[row:until]:
             for successor in successors:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ghostsim.engine.network import Moment, Network
+from ghostsim.engine.network import Course, Network
 from ghostsim.plan.plan import Plan
 
 Start: TypeAlias = tuple[object, tuple[int, ...], bytes]
@@ -27,8 +27,7 @@ class Layer:
     row: int
     begin_ps: int
     end_ps: int
-    flows: int
-    moments: list[Moment]
+    course: Course
     first: tuple[int, ...]
     """Rows that can begin at its end, counted from there."""
 
@@ -67,5 +66,5 @@ class Repeats:
             return
         start, begun, begin_ps, flows = self._watched
         if begun + self._rows == row and moments[0].ps == begin_ps and not moments[0].state.counts:
-            flows = self._network.flows_started - flows
-            self._ran[start] = Layer(begun, begin_ps, now, flows, moments[1:], first)
+            course = self._network.course(moments, self._network.flows_started - flows)
+            self._ran[start] = Layer(begun, begin_ps, now, course, first)

@@ -111,6 +111,7 @@ def test_page_is_small_enough_to_mail(run_folder):
     assert len(render(run_folder).encode()) < 6_000_000
 
 
+@pytest.mark.bench
 def test_page_renders_in_less_than_three_seconds(run_folder):
     began = time.process_time()
     render(run_folder)

@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +127,7 @@ def test_outstanding_slices_of_a_lane_are_counted(tmp_path):
     assert counted == [(0, 1), (5, 2), (15, 1), (20, 0)]
 
 
+@pytest.mark.bench
 def test_hundred_thousand_slices_are_written_in_seconds(tmp_path):
     many = [
         Slice("run", f"lane {i % 40}", "read", "read", i * 100, i * 100 + 950, {"layer": i % 32}) for i in range(10**5)

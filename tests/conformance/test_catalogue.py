@@ -135,11 +135,14 @@ def test_the_catalogue_has_what_an_architect_looks_for():
     assert len(catalogue.names("platforms")) >= 15
 
 
+@pytest.mark.bench
 def test_a_scenario_loads_in_half_a_second():
-    load_scenario("cxl_pim")
-    start = time.perf_counter()
-    load_scenario("cxl_pim")
-    assert time.perf_counter() - start < 0.5
+    def seconds():
+        start = time.perf_counter()
+        load_scenario("cxl_pim")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_inputs_are_the_hashes_of_the_files():

@@ -66,8 +66,11 @@ def test_every_row_has_the_times_that_it_has_without_repeats(label):
     np.testing.assert_array_equal(Course(label).columns, Course(label, watched=True).columns)
 
 
+@pytest.mark.parametrize("log", [2**13, 100])
 @pytest.mark.parametrize("label", sorted(PLACEMENTS))
-def test_every_resource_is_used_as_it_is_without_repeats(label):
+def test_every_resource_is_used_as_it_is_without_repeats(label, log, monkeypatch):
+    """To the last bit, so a log of rates is summed at the same instants."""
+    monkeypatch.setattr("ghostsim.engine.probes._LOG_LENGTH", log)
     np.testing.assert_array_equal(Course(label).bins, Course(label, watched=True).bins)
 
 

@@ -211,7 +211,9 @@ class Probe:
 class State:
     """How many flows of each class there are, the rates that follow, and the neighbouring states."""
 
-    __slots__ = ("after_finish", "after_start", "changes", "classes", "counts", "notes", "shares", "used", "writes")
+    __slots__ = (
+        "after_finish", "after_start", "changes", "classes", "counts", "mixes", "notes", "shares", "used", "writes",
+    )  # fmt: skip
 
     def __init__(self, counts: _Counts) -> None:
         self.counts = counts
@@ -221,6 +223,7 @@ class State:
         self.after_start: dict[FlowClass, State] = {}
         self.after_finish: dict[FlowClass, State] = {}
         self.shares: dict[FlowClass, Share] | None = None
+        self.mixes: dict[int, _Mixed] = {}
         self.used: tuple[float, ...] | None = None
         self.notes: dict[object, int] = {}
 
@@ -551,14 +554,15 @@ class Network:
         """Solve for rates and their limits; where writes lower a capacity, until rates and shares of writes agree."""
         demands = [self._demand(cls, count) for cls, count in state.counts]
         able, rates, limits = self._nominal, *fill(demands, self._per_ps)
-        for _ in range(_MOST_ROUNDS - 1 if state.writes else 0):
-            mixes = self._mixes(state, rates)
-            if all(each.matters_not(able[index]) for index, each in mixes.items()):
+        state.mixes = self._mixes(state, rates)
+        for _ in range(_MOST_ROUNDS - 1):
+            if all(each.matters_not(able[index]) for index, each in state.mixes.items()):
                 break
             able = self._nominal.copy()
-            for index, each in mixes.items():
+            for index, each in state.mixes.items():
                 able[index] = each.capacity
             rates, limits = fill(demands, [capacity / PS_PER_S for capacity in able])
+            state.mixes = self._mixes(state, rates)
         return dict(zip(state.classes, zip(rates, limits, strict=True), strict=True))
 
     def _demand(self, flow_class: FlowClass, count: int) -> Demand:
@@ -599,8 +603,7 @@ class Network:
                 rate = count * shares[flow_class][0]
                 for index, cost in flow_class.costs:
                     units[index] = units.get(index, 0.0) + rate * cost * PS_PER_S
-            mixes = self._mixes(state, [rate for rate, _ in shares.values()])
-            used = [0.0] * len(self.resources)
+            used, mixes = [0.0] * len(self.resources), state.mixes
             for index, taken in units.items():
                 # Rounding, and the last round of a mix, must not make a full resource busier than full.
                 able = mixes[index].capacity if index in mixes else self._nominal[index]

@@ -56,10 +56,12 @@ def machine_of(run: Run, scale: Mapping[str, float] | None = None) -> tuple[Mach
     return Machine(env, network, run.platform), env, network
 
 
-def own_use(run: Run, probe: UtilisationProbe) -> dict[str, float]:
+def own_use(run: Run, network: Network, probe: UtilisationProbe) -> dict[str, float]:
     """Return the mean use of every resource without what other hosts of a pool take of an idle machine."""
-    _, env, network = machine_of(run)
-    idle = UtilisationProbe(network)
+    if network.idle:  # no host sends on
+        return probe.utilisation()
+    _, env, empty = machine_of(run)
+    idle = UtilisationProbe(empty)
     env.run(until=PS_PER_US)
     others = idle.utilisation()
     return {name: max(0.0, used - others[name]) for name, used in probe.utilisation().items()}

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import simpy
@@ -53,7 +52,7 @@ class Executor:
         self.width = len(bound)
         self.sizes = [column.tolist() for column in (plan.nbytes, plan.records, plan.runs, plan.flops)]
         self.waiting = np.diff(plan.offsets).tolist()
-        self.successors = _successors(plan)
+        self.successors, self.ends = _successors(plan)
         rows = len(plan)
         self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
         self.classes: list[FlowClass | None] = [None] * rows
@@ -119,9 +118,8 @@ class Executor:
         self.classes[row:until] = self.classes[old]
         self.network.repeat(like.course, shift_ps)
         self.begun = self.finished = until
-        for successors in self.successors[row:until]:
-            for successor in successors:
-                self.waiting[successor] -= 1
+        for successor in self.successors[self.ends[row] : self.ends[until]]:
+            self.waiting[successor] -= 1
         self.ready.extend(until + offset for offset in like.first if until + offset < len(self.start))
         self._finish()
         self._drain()
@@ -180,7 +178,7 @@ class Executor:
         self.finished += 1
         self._finish()
         waiting = self.waiting
-        for successor in self.successors[row]:
+        for successor in self.successors[self.ends[row] : self.ends[row + 1]]:
             waiting[successor] -= 1
             if not waiting[successor]:
                 self.ready.append(successor)
@@ -191,9 +189,8 @@ class Executor:
             self.done.succeed()
 
 
-def _successors(plan: Plan) -> list[list[int]]:
-    """Turn the lists of predecessors around."""
+def _successors(plan: Plan) -> tuple[list[int], list[int]]:
+    """Turn the lists of predecessors around: return those of all rows in one, and where that of each row begins."""
     waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
-    successors = waiting[np.argsort(plan.after, kind="stable")].tolist()
-    ends = np.cumsum(np.bincount(plan.after, minlength=len(plan))).tolist()
-    return [successors[begin:end] for begin, end in pairwise([0, *ends])]
+    ends = np.cumsum(np.bincount(plan.after, minlength=len(plan)))
+    return waiting[np.argsort(plan.after, kind="stable")].tolist(), [0, *ends.tolist()]

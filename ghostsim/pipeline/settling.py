@@ -153,7 +153,7 @@ class Settling:
         bound = Binder(machine, self.model, self.placement, self.stages, 1).bind(plan)
         probe = UtilisationProbe(network)
         times = Executor(env, network, plan, bound).run()
-        return Measured(max(float(times.finish.max()), self._engine_ps(amount)), own_use(self.run, probe))
+        return Measured(max(float(times.finish.max()), self._engine_ps(amount)), own_use(self.run, network, probe))
 
     def bulk(self, tokens: int) -> Bulk | None:
         """Return what moves per byte of prompts of about `tokens`, nothing where nothing moves."""

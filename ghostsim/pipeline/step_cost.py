@@ -70,7 +70,7 @@ def measure_step(run: Run, model: Model, selection: Selection, batch: int, late_
     ready = decode(run, model, spread(selection, batch), batch, late)
     probe = UtilisationProbe(ready.network)
     times = Executor(ready.env, ready.network, ready.plan, ready.bound).run()
-    return Measured(int(times.finish.max()) / ready.plan.steps, own_use(run, probe))
+    return Measured(int(times.finish.max()) / ready.plan.steps, own_use(run, ready.network, probe))
 
 
 def measure_bulk(run: Run, model: Model, way: Way, piece_bytes: int) -> Bulk:
@@ -88,7 +88,7 @@ def _copy(run: Run, model: Model, way: Way, nbytes: int, piece_bytes: int) -> Me
     bound = Binder(machine, model, Placement(tier, "hbm", "gpu", "dma", 1, "ids"), (), 1).bind(plan)
     probe = UtilisationProbe(network)
     times = Executor(env, network, plan, bound).run()
-    return Measured(float(times.finish.max()), own_use(run, probe))
+    return Measured(float(times.finish.max()), own_use(run, network, probe))
 
 
 class Surface:

@@ -79,6 +79,7 @@ def list_(
 
     Policies with their family and how close they are to the published system.
     """
+    from ghostsim.columns import aligned
     from ghostsim.config.catalogue import names
 
     entries = names(kind) + (_outside() if all_ and kind == "policies" else [])
@@ -86,9 +87,7 @@ def list_(
         print_json([{"name": e.name, "kind": e.kind, "path": str(e.path), "summary": e.summary} for e in entries])
         return
     rows = [(entry.name, *entry.marks, entry.summary) for entry in entries]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(aligned(rows)))
 
 
 def _outside() -> list[Entry]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import pairwise
 from operator import itemgetter
@@ -152,14 +152,10 @@ class FlowClass:
             self.served, self.since_ps, self.finish_ps = 0.0, now, NEVER
         return due
 
-    def note(self, share: Share, now: int) -> None:
-        """Remember what share every flow has from now on."""
-        self.changed_ps.append(now)
-        self.shares.append(share)
-
     def change_rate(self, share: Share, now: int) -> None:
         """Let every flow have a share from now on, of rate 0 if there is none."""
-        self.note(share, now)
+        self.changed_ps.append(now)
+        self.shares.append(share)
         rate = share[0]
         self.served += self.rate * (now - self.since_ps)
         self.since_ps = now
@@ -235,23 +231,23 @@ class Moment(NamedTuple):
     state: State
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Course:
-    """What a network did from one idle instant to the next, gathered so that it is quickly done again.
+    """What a network did from one idle instant to the next, to be done again.
 
     Attributes
     ----------
-    noted
-        When the share of each class changed, and to what.
     moments
         When the rates changed, and the states from then on; the first is the idle instant.
     flows
         Flows that started.
+    noted
+        When the share of each class changed, and to what; gathered when it is first done again.
     """
 
-    noted: Mapping[FlowClass, tuple[list[int], list[Share]]]
     moments: Sequence[Moment]
     flows: int
+    noted: dict[FlowClass, tuple[list[int], list[Share]]] = field(default_factory=dict)
 
 
 class _Mixed(NamedTuple):
@@ -408,21 +404,13 @@ class Network:
         """A place for what follows from the present use of resources alone; it comes back with the same flows."""
         return self._solved.notes
 
-    def course(self, moments: Sequence[Moment], flows: int) -> Course:
-        """Gather what was done in `moments`, the first of which was idle."""
-        noted: dict[FlowClass, tuple[list[int], list[Share]]] = {}
-        for (_, before), (then, state) in pairwise(moments):
-            for flow_class, share in before.changes.get(state) or self._changes(before, state):
-                times_ps, shares = noted.setdefault(flow_class, ([], []))
-                times_ps.append(then)
-                shares.append(share)
-        return Course(noted, moments, flows)
-
     def repeat(self, course: Course, shift_ps: int) -> None:
         """Let an idle network have done once more, up to now, what it did in a course that is `shift_ps` older.
 
         Watchers of rates see it, watchers of flows do not. Rates are settled at the end of this instant.
         """
+        if not course.noted:
+            self._gather(course)
         for flow_class, (times_ps, shares) in course.noted.items():
             flow_class.changed_ps += [then + shift_ps for then in times_ps]
             flow_class.shares += shares
@@ -434,6 +422,13 @@ class Network:
         if not self._settling:
             self._settling = True
             Call(self.env, self._settle, 0, LAST)
+
+    def _gather(self, course: Course) -> None:
+        for (_, before), (then, state) in pairwise(course.moments):
+            for flow_class, share in before.changes.get(state) or self._changes(before, state):
+                times_ps, shares = course.noted.setdefault(flow_class, ([], []))
+                times_ps.append(then)
+                shares.append(share)
 
     def _skip(self, flow: Flow) -> None:
         flow.start_ps = now = int(self.env.now)

@@ -66,5 +66,5 @@ class Repeats:
             return
         start, begun, begin_ps, flows = self._watched
         if begun + self._rows == row and moments[0].ps == begin_ps and not moments[0].state.counts:
-            course = self._network.course(moments, self._network.flows_started - flows)
+            course = Course(moments, self._network.flows_started - flows)
             self._ran[start] = Layer(begun, begin_ps, now, course, first)

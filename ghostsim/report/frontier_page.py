@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
+from ghostsim.columns import aligned
 from ghostsim.config.policy import Policy
 from ghostsim.report.figure import DASHES, PALETTE, SYMBOLS, Figure, Table, Trace, View, axis, plot, short
 from ghostsim.report.page import PlotlyJs, whole_page
@@ -350,15 +351,10 @@ def _limit(found: Frontier, measure: str) -> Trace:
 def frontier_text(found: Frontier) -> str:
     """Return the verdict, every policy as its file has it, the frontiers, and what was skipped."""
     table = library(found)
-    lines = [heading(found), "", *_columns([table.header[:9], *(row[:9] for row in table.rows)]), ""]
+    lines = [heading(found), "", *aligned([table.header[:9], *(row[:9] for row in table.rows)]), ""]
     for measure, (title, _, _) in TITLES.items():
         leaders = found.leaders(measure)
         lines.append(f"On the frontier of {title.lower()}: {listing(leaders) or 'none'}")
     lines += [f"Skipped: {name} {reason}" for name, reason in found.skipped.items()]
     lines.append(f"{number(len(found.points), 9)} points of {len(found.policies)} policies; marked ones aren't ranked")
     return "\n".join(lines)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

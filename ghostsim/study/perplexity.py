@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ghostsim.columns import aligned
 from ghostsim.config.formats import IntFormat
 from ghostsim.config.policy import Policy
 from ghostsim.errors import ConfigError, InputError, UsageError
@@ -262,7 +263,9 @@ def perplexity_text(found: Perplexity) -> str:
     losses = [[*_LOSS, *(_RECALL if result["facts"] else ())], _loss_row("full attention", result["full"])]
     losses += [_loss_row(names[name], own) for name, own in result["policies"].items()]
     masses = [_LOST, *(_lost_row(names[name], own) for name, own in result["policies"].items())]
-    return "\n".join([_title(result), "", *_aligned(losses), "", *_aligned(masses), "", *_notes(result)])
+    return "\n".join(
+        [_title(result), "", *aligned(losses, numbers=True), "", *aligned(masses, numbers=True), "", *_notes(result)]
+    )
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -293,8 +296,3 @@ def _lost_row(name: str, own: dict[str, Any]) -> list[str]:
     lost = own["lost_mass"]
     masses = [f"{lost[loop][key]:.4f}" for loop in ("open", "closed") for key in ("mean", "p99", "max")]
     return [name, *masses, *(f"{gap:+.4f}" for gap in lost["gap"].values())]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

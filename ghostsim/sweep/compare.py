@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostsim.columns import aligned
 from ghostsim.errors import UsageError
 from ghostsim.report.compare import differences, labels, said
 from ghostsim.report.store import RunFolder, load_run
@@ -97,10 +98,10 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         for name, each in zip(names, sides, strict=True)
         if each is not None
     ]
-    parts = [columns([list(_HEADER), *rows])]
+    parts = ["\n".join(aligned([list(_HEADER), *rows]))]
     if found["config"]:
         settings = [[path, *map(said, values)] for path, values in found["config"].items()]
-        parts.append(columns([["setting", *names], *settings]))
+        parts.append("\n".join(aligned([["setting", *names], *settings])))
     elif len(names) > 1:
         parts.append("the configurations are the same")
     return "\n\n".join(parts)
@@ -112,11 +113,3 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
     for figure, ratio in (("tokens_per_s", "tokens_per_s"), ("step_p50_ms", "step_p50"), ("step_p95_ms", "step_p95")):
         cells += [f"{figures[figure]:.4g}", f"{ratios[ratio]:.3f}"]
     return [*cells, f"{figures['lost_mass_max']:.3g}", f"{figures['energy_mj_per_token']:.4g}"]
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

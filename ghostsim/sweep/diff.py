@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ghostsim.columns import aligned
 from ghostsim.report.compare import differences, said
 from ghostsim.report.store import RunFolder, load_run
-from ghostsim.sweep.compare import columns
 from ghostsim.sweep.store import flattened
 
 _HASH_DIGITS = 12
@@ -98,8 +98,8 @@ def diff_text(found: Mapping[str, Any]) -> str:
         [kind, name, *map(_shown, pair)] for kind, pairs in found["inputs"].items() for name, pair in pairs.items()
     ]
     parts = [_sentence(found)]
-    parts += [columns([["figure", "before", "after", "change"], *figures])] if figures else []
-    parts += [columns([["input", "name", "before", "after"], *inputs])] if inputs else []
+    parts += ["\n".join(aligned([["figure", "before", "after", "change"], *figures]))] if figures else []
+    parts += ["\n".join(aligned([["input", "name", "before", "after"], *inputs]))] if inputs else []
     return "\n\n".join(parts)
 
 

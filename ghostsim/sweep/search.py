@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ghostsim.columns import aligned
 from ghostsim.config.load import load_search
 from ghostsim.config.ranges import Range, paths
 from ghostsim.config.search import Bound, Search, number_at
@@ -21,7 +22,6 @@ from ghostsim.errors import ConfigError, Location, StoreError, UsageError
 from ghostsim.metrics.require import figure
 from ghostsim.sweep import store, worker
 from ghostsim.sweep.cluster import WorkerLostError
-from ghostsim.sweep.compare import columns
 from ghostsim.sweep.executor import DIED, Crew, Progress, open_store, submit
 from ghostsim.sweep.pace import Pace
 from ghostsim.sweep.points import Source, family, fixed_fields, resolve
@@ -427,4 +427,4 @@ def search_text(found: SearchResult) -> str:
         for trial in found.best
     ]
     kind = "best point" if len(found.search.objectives) == 1 else "Pareto front"
-    return "\n".join([head, f"{kind}:", columns(rows)])
+    return "\n".join([head, f"{kind}:", *aligned(rows)])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostsim import units
+from ghostsim.columns import aligned
 from ghostsim.config.catalogue import Provenance, assumed_numbers
 from ghostsim.config.load import LoadedScenario
 from ghostsim.config.search import Search
@@ -18,7 +19,6 @@ from ghostsim.config.sweep import Sweep, as_sets
 from ghostsim.errors import ConfigError, GhostsimError
 from ghostsim.report.store import load_run
 from ghostsim.sweep import store
-from ghostsim.sweep.compare import columns
 from ghostsim.sweep.executor import Crew, Progress, open_store, run_points
 from ghostsim.sweep.points import EffectiveSweep, family, resolve
 from ghostsim.sweep.search import EffectiveSearch
@@ -213,7 +213,7 @@ def sensitivity_text(found: SensitivityResult) -> str:
     ]
     rows = [["assumed number", "value", "run", "baseline", f"/ {factor:g}", "ratio", f"x {factor:g}", "flips"]]
     rows += [_cells(effect) for effect in found.effects[:_MOST_SHOWN]]
-    return "\n".join([*head, "", columns(rows)])
+    return "\n".join([*head, "", *aligned(rows)])
 
 
 def _flip_text(flips: Sequence[Effect], run: str, baseline: str) -> str:

@@ -27,7 +27,7 @@ DATA = (
 
 def execute(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environment["GHOSTSIM_CACHE"] = str(cwd.parent / "cache")
+    environment.setdefault("GHOSTSIM_CACHE", str(cwd.parent / "cache"))
     found = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
     return found

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from yardstick import paced
 
 from ghostsim.policy.exact import blocks
 from ghostsim.trace.compose import Shape, compose
@@ -20,18 +21,19 @@ MILLION = 1 << 20
 
 
 def seconds_of_one_head(workload, unit):
-    """Return the time to make keys, values and queries of a head, and its exact softmax sums."""
-    begun = time.perf_counter()
+    """Return the CPU time to make keys, values and queries of a head, and its exact softmax sums."""
+    begun = time.process_time()
     assert sum(block.total.size for block in blocks(workload.head(unit))) == 32 * 4
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def test_one_head_of_128k_is_composed_and_scored_in_half_a_second():
     shape = Shape(layers=32, kv_heads=8, q_per_kv=4, head_dim=128)
     workload = compose([open_trace("natural_4k")], shape, requests=1, steps=32, context=131_072, seed=1)
-    best = min(seconds_of_one_head(workload, unit) for unit in range(4))
-    print(f"\none (layer, KV head) of 128K at 32 steps: {best:.3f} s")
-    assert best <= SECONDS
+    seconds, slow, _ = paced(lambda: (seconds_of_one_head(workload, 0), None))
+    print(f"\none (layer, KV head) of 128K at 32 steps: {seconds * slow:.3f} s on a machine {slow:.1f} x as slow as a "
+          f"quiet one: {seconds:.3f} s")  # fmt: skip
+    assert seconds <= SECONDS
 
 
 HEADS = """

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yardstick import paced
 
 from ghostsim.export.timeline import Counter, Slice, read_timeline, write_timeline
 
@@ -132,6 +133,10 @@ def test_hundred_thousand_slices_are_written_in_seconds(tmp_path):
     many = [
         Slice("run", f"lane {i % 40}", "read", "read", i * 100, i * 100 + 950, {"layer": i % 32}) for i in range(10**5)
     ]
-    began = time.process_time()
-    write_timeline(tmp_path / "timeline.json.gz", many, [], {})
-    assert time.process_time() - began < 3
+
+    def write():
+        began = time.process_time()
+        write_timeline(tmp_path / "timeline.json.gz", many, [], {})
+        return time.process_time() - began, None
+
+    assert paced(write, repeats=1)[0] < 3

@@ -52,7 +52,7 @@ class Executor:
         self.width = len(bound)
         self.sizes = [column.tolist() for column in (plan.nbytes, plan.records, plan.runs, plan.flops)]
         self.waiting = np.diff(plan.offsets).tolist()
-        self.successors, self.ends = _successors(plan)
+        self.successors, self.offsets = _successors(plan)
         rows = len(plan)
         self.start, self.finish, self.wait, self.delay, self.service = ([0] * rows for _ in range(5))
         self.classes: list[FlowClass | None] = [None] * rows
@@ -118,7 +118,7 @@ class Executor:
         self.classes[row:until] = self.classes[old]
         self.network.repeat(like.course, shift_ps)
         self.begun = self.finished = until
-        for successor in self.successors[self.ends[row] : self.ends[until]]:
+        for successor in self.successors[self.offsets[row] : self.offsets[until]]:
             self.waiting[successor] -= 1
         self.ready.extend(until + offset for offset in like.first if until + offset < len(self.start))
         self._finish()
@@ -178,7 +178,7 @@ class Executor:
         self.finished += 1
         self._finish()
         waiting = self.waiting
-        for successor in self.successors[self.ends[row] : self.ends[row + 1]]:
+        for successor in self.successors[self.offsets[row] : self.offsets[row + 1]]:
             waiting[successor] -= 1
             if not waiting[successor]:
                 self.ready.append(successor)
@@ -192,5 +192,5 @@ class Executor:
 def _successors(plan: Plan) -> tuple[list[int], list[int]]:
     """Turn the lists of predecessors around: return those of all rows in one, and where that of each row begins."""
     waiting = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
-    ends = np.cumsum(np.bincount(plan.after, minlength=len(plan)))
-    return waiting[np.argsort(plan.after, kind="stable")].tolist(), [0, *ends.tolist()]
+    offsets = np.cumsum(np.bincount(plan.after, minlength=len(plan)))
+    return waiting[np.argsort(plan.after, kind="stable")].tolist(), [0, *offsets.tolist()]
